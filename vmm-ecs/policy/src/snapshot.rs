@@ -6,7 +6,9 @@ pub enum Wait {
     /// It does not wait.
     #[default]
     None,
-    /// It is about to join a queue, or waits without saying for what.
+    /// It is about to join a queue; nanoseconds later it holds the lock or says what it waits for.
+    Entering,
+    /// It waits without saying for what.
     Unknown {
         /// vCPU that holds the lock, where the guest knows it.
         holder: Option<u16>,

@@ -111,7 +111,7 @@ struct Place {
 
 impl Place {
     fn new(mem: &GuestMem, addr: u64, len: u64, align: u64) -> Result<Self, SlotError> {
-        if addr % align != 0 {
+        if !addr.is_multiple_of(align) {
             return Err(SlotError::Misaligned(addr, align));
         }
         let region = mem.find(addr).ok_or(SlotError::BadAddress(addr))?.clone();
@@ -276,7 +276,7 @@ impl VcpuSlots {
     fn read_wait(&self, waiting: u32) -> Option<Wait> {
         match waiting {
             VIRTIO_ECS_WAIT_NONE => return Some(Wait::None),
-            VIRTIO_ECS_WAIT_ENTER => return Some(Wait::Unknown { holder: None }),
+            VIRTIO_ECS_WAIT_ENTER => return Some(Wait::Entering),
             VIRTIO_ECS_WAIT_SPIN | VIRTIO_ECS_WAIT_BLOCK => {}
             _ => return None,
         }
@@ -292,8 +292,8 @@ impl VcpuSlots {
         let value = self.guest.load64(at!(VirtioEcsGuestLine.wait_value))?;
         let lock = self.guest.load64(at!(VirtioEcsGuestLine.wait_addr))?;
         let now = match self.guest.load32(at!(VirtioEcsGuestLine.wait_width))? {
-            VIRTIO_ECS_WIDTH_32 if lock % 4 == 0 => u64::from(self.load_at::<u32>(lock)?),
-            VIRTIO_ECS_WIDTH_64 if lock % 8 == 0 => self.load_at::<u64>(lock)?,
+            VIRTIO_ECS_WIDTH_32 if lock.is_multiple_of(4) => u64::from(self.load_at::<u32>(lock)?),
+            VIRTIO_ECS_WIDTH_64 if lock.is_multiple_of(8) => self.load_at::<u64>(lock)?,
             _ => return None,
         };
         Some(if now & mask == value {

@@ -1,0 +1,350 @@
+//! What a controller knows of the VMs it serves: shared by its threads, behind one lock.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use ecs_policy::{CsSnapshot, Ledger, Params, Turn, VcpuSet, VcpuState, Vm};
+use ecs_shm::{VcpuSlots, VmSlots};
+use ecs_stats::Histogram;
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::sys::Tid;
+use crate::threads::ThreadStat;
+use crate::userspace::Role;
+
+/// A VM as the daemon hands it to a controller, at every change again.
+#[derive(Debug, Clone)]
+pub struct VmSpec {
+    /// Name, unique on the host.
+    pub name: String,
+    /// Process id of the VMM.
+    pub pid: u32,
+    /// CPU weight, 100 is the default.
+    pub weight: u32,
+    /// Whether it may have extensions.
+    pub enabled: bool,
+    /// What its guest registered.
+    pub slots: Arc<VmSlots>,
+    /// Doorbells; the one at index `n` rings for every vCPU with `vcpu % doorbells.len() == n`.
+    pub doorbells: Vec<Option<Arc<EventFd>>>,
+    /// Generation of its device.
+    pub generation: u32,
+}
+
+/// Whether a vCPU runs, could run, or sleeps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Status {
+    Running,
+    Waiting,
+    Blocked,
+}
+
+/// One vCPU of one VM.
+#[derive(Debug)]
+pub(crate) struct Vcpu {
+    pub(crate) tid: Tid,
+    pub(crate) stat: Option<ThreadStat>,
+    /// Index of the pCPU it is bound to; `None` where nothing steers it.
+    pub(crate) pcpu: Option<usize>,
+    pub(crate) policy: VcpuState,
+    pub(crate) slots: Option<Arc<VcpuSlots>>,
+    pub(crate) status: Status,
+    /// When it last got or left a CPU, ns.
+    pub(crate) since_ns: u64,
+    /// The controller took it off the CPU, not the kernel.
+    pub(crate) ordered_off: bool,
+    /// CPU time since the controller last looked, ns.
+    pub(crate) turn_ran_ns: u64,
+    /// It left the CPU inside a critical section, then.
+    pub(crate) critical_since_ns: Option<u64>,
+    /// `VIRTIO_ECS_YIELD_*` last told to the guest.
+    pub(crate) yield_bits: u32,
+    pub(crate) overloaded: bool,
+    /// An extension of it runs.
+    pub(crate) extended: bool,
+    /// What its scheduling class makes it now.
+    pub(crate) role: Option<Role>,
+    pub(crate) preemptions: u64,
+    pub(crate) critical_preemptions: u64,
+    pub(crate) grants: u64,
+    /// Last reading of the kernel's counters: CPU and delay, ns.
+    pub(crate) kernel_ns: (u64, u64),
+}
+
+impl Vcpu {
+    pub(crate) fn new(tid: Tid, now_ns: u64) -> Self {
+        let stat = ThreadStat::open(tid).ok();
+        let kernel_ns = stat
+            .as_ref()
+            .and_then(ThreadStat::cpu_and_delay_ns)
+            .unwrap_or_default();
+        Self {
+            tid,
+            stat,
+            pcpu: None,
+            policy: VcpuState::default(),
+            slots: None,
+            status: Status::Blocked,
+            since_ns: now_ns,
+            ordered_off: false,
+            turn_ran_ns: 0,
+            critical_since_ns: None,
+            yield_bits: 0,
+            overloaded: false,
+            extended: false,
+            role: None,
+            preemptions: 0,
+            critical_preemptions: 0,
+            grants: 0,
+            kernel_ns,
+        }
+    }
+
+    /// Tells the guest what it should do at its next release or in its next wait.
+    pub(crate) fn tell_yield(&mut self, bits: u32) {
+        if self.yield_bits != bits {
+            self.yield_bits = bits;
+            if let Some(slots) = &self.slots {
+                slots.set_yield(bits);
+            }
+        }
+    }
+
+    pub(crate) fn tell_preempted(&self, preempted: bool) {
+        if let Some(slots) = &self.slots {
+            slots.set_preempted(preempted);
+        }
+    }
+
+    pub(crate) fn tell_overloaded(&mut self, overloaded: bool) {
+        if self.overloaded != overloaded {
+            self.overloaded = overloaded;
+            if let Some(slots) = &self.slots {
+                slots.set_overloaded(overloaded);
+            }
+        }
+    }
+}
+
+/// One VM.
+#[derive(Debug)]
+pub(crate) struct VmEntry {
+    pub(crate) spec: VmSpec,
+    pub(crate) cgroup: Option<String>,
+    pub(crate) policy: Vm,
+    pub(crate) vcpus: Vec<Option<Vcpu>>,
+    pub(crate) running: VcpuSet,
+    /// Scratch of [`VmEntry::read`].
+    pub(crate) snaps: Vec<CsSnapshot>,
+    pub(crate) preemptions: u64,
+    /// Critical preemptions: denied, expired, by the host.
+    pub(crate) critical: [u64; 3],
+    pub(crate) stall_ns: u64,
+    pub(crate) fair_ns: u64,
+    pub(crate) cpu_ns: u64,
+    pub(crate) delay_ns: u64,
+}
+
+impl VmEntry {
+    pub(crate) fn new(spec: VmSpec, vclock_ns: u64) -> Self {
+        let policy = Vm {
+            ledger: Ledger::new(spec.weight, vclock_ns),
+            counters: ecs_policy::Counters::default(),
+            enabled: spec.enabled,
+        };
+        Self {
+            cgroup: cgroup_of(spec.pid),
+            spec,
+            policy,
+            vcpus: Vec::new(),
+            running: VcpuSet::default(),
+            snaps: Vec::new(),
+            preemptions: 0,
+            critical: [0; 3],
+            stall_ns: 0,
+            fair_ns: 0,
+            cpu_ns: 0,
+            delay_ns: 0,
+        }
+    }
+
+    pub(crate) fn vcpu(&self, index: usize) -> Option<&Vcpu> {
+        self.vcpus.get(index)?.as_ref()
+    }
+
+    pub(crate) fn vcpu_mut(&mut self, index: usize) -> Option<&mut Vcpu> {
+        self.vcpus.get_mut(index)?.as_mut()
+    }
+
+    /// Reads the slots of every vCPU into `snaps`.
+    pub(crate) fn read(&mut self) {
+        self.snaps.clear();
+        self.snaps.extend(self.vcpus.iter().map(|vcpu| {
+            vcpu.as_ref()
+                .and_then(|vcpu| vcpu.slots.as_ref())
+                .map_or_else(CsSnapshot::default, |slots| slots.read())
+        }));
+    }
+
+    /// Last snapshot of one vCPU.
+    pub(crate) fn snap(&self, index: usize) -> CsSnapshot {
+        self.snaps.get(index).copied().unwrap_or_default()
+    }
+
+    /// Takes over what the guest registered; returns what it replaces, to be dropped elsewhere.
+    pub(crate) fn set_spec(&mut self, spec: VmSpec) -> VmSpec {
+        self.policy.enabled = spec.enabled;
+        if self.policy.ledger.weight() != spec.weight {
+            self.policy.ledger.set_weight(spec.weight);
+        }
+        let old = std::mem::replace(&mut self.spec, spec);
+        self.link_slots();
+        old
+    }
+
+    /// Gives each known vCPU thread its slots.
+    pub(crate) fn link_slots(&mut self) {
+        let slots = &self.spec.slots;
+        for (index, vcpu) in self.vcpus.iter_mut().enumerate() {
+            if let Some(vcpu) = vcpu {
+                vcpu.slots = slots.get(index).cloned();
+                // Unknown to the new slots: told again at the next change.
+                vcpu.yield_bits = 0;
+                vcpu.overloaded = false;
+            }
+        }
+    }
+}
+
+/// Names a vCPU: index of the VM, number of the vCPU.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct VcpuId {
+    pub(crate) vm: usize,
+    pub(crate) vcpu: usize,
+}
+
+/// One managed pCPU.
+#[derive(Debug)]
+pub(crate) struct Pcpu {
+    pub(crate) cpu: u32,
+    pub(crate) members: Vec<VcpuId>,
+    pub(crate) current: Option<VcpuId>,
+    pub(crate) turn: Option<Turn>,
+    /// Time the VM before paid back, for the next VM's turn.
+    pub(crate) bonus_ns: u64,
+    /// Slice ends in a row that met no critical section.
+    pub(crate) quiet_turns: u32,
+    /// The thread that had the CPU last, beside the controller's own.
+    pub(crate) last_tid: Tid,
+    /// The vCPU that had the CPU last.
+    pub(crate) last: Option<VcpuId>,
+    /// When the fair window that runs opened; `None` outside of one.
+    pub(crate) window_since_ns: Option<u64>,
+    pub(crate) window_closed_ns: u64,
+    /// The agent's own CPU time, ns.
+    pub(crate) agent_cpu_ns: u64,
+    /// Times the agent looked: a sign of life.
+    pub(crate) looks: u64,
+    pub(crate) perf_records: u64,
+    pub(crate) perf_lost: u64,
+}
+
+impl Pcpu {
+    pub(crate) fn new(cpu: u32, now_ns: u64) -> Self {
+        Self {
+            cpu,
+            members: Vec::new(),
+            current: None,
+            turn: None,
+            bonus_ns: 0,
+            quiet_turns: 0,
+            last_tid: 0,
+            last: None,
+            window_since_ns: None,
+            window_closed_ns: now_ns,
+            agent_cpu_ns: 0,
+            looks: 0,
+            perf_records: 0,
+            perf_lost: 0,
+        }
+    }
+}
+
+/// Totals of the host.
+#[derive(Debug, Default)]
+pub(crate) struct HostCounters {
+    pub(crate) rotations: u64,
+    pub(crate) doorbells: u64,
+    pub(crate) extension: [Histogram; 3],
+    pub(crate) critical_stall: Histogram,
+    pub(crate) decision: Histogram,
+}
+
+/// Everything behind the lock.
+#[derive(Debug)]
+pub(crate) struct State {
+    pub(crate) params: Params,
+    pub(crate) vms: Vec<Option<VmEntry>>,
+    pub(crate) by_tid: HashMap<Tid, VcpuId>,
+    pub(crate) pcpus: Vec<Pcpu>,
+    /// Virtual time of the VM last picked: where a newcomer starts.
+    pub(crate) vclock_ns: u64,
+    pub(crate) host: HostCounters,
+}
+
+impl State {
+    pub(crate) fn new(params: Params, cpus: &[u32], now_ns: u64) -> Self {
+        Self {
+            params,
+            vms: Vec::new(),
+            by_tid: HashMap::new(),
+            pcpus: cpus.iter().map(|&cpu| Pcpu::new(cpu, now_ns)).collect(),
+            vclock_ns: 0,
+            host: HostCounters::default(),
+        }
+    }
+
+    pub(crate) fn vm(&self, index: usize) -> Option<&VmEntry> {
+        self.vms.get(index)?.as_ref()
+    }
+
+    pub(crate) fn vm_mut(&mut self, index: usize) -> Option<&mut VmEntry> {
+        self.vms.get_mut(index)?.as_mut()
+    }
+
+    /// Shows every guest that the host is alive.
+    pub(crate) fn beat(&self, beat: u32) {
+        for vm in self.vms.iter().flatten() {
+            for slots in vm
+                .vcpus
+                .iter()
+                .flatten()
+                .filter_map(|vcpu| vcpu.slots.as_ref())
+            {
+                slots.set_heartbeat(vm.spec.generation, beat);
+            }
+        }
+    }
+
+    pub(crate) fn find(&self, name: &str) -> Option<usize> {
+        self.vms
+            .iter()
+            .position(|vm| vm.as_ref().is_some_and(|vm| vm.spec.name == name))
+    }
+
+    pub(crate) fn vcpu(&self, id: VcpuId) -> Option<&Vcpu> {
+        self.vm(id.vm)?.vcpu(id.vcpu)
+    }
+
+    pub(crate) fn vcpu_mut(&mut self, id: VcpuId) -> Option<&mut Vcpu> {
+        self.vm_mut(id.vm)?.vcpu_mut(id.vcpu)
+    }
+}
+
+/// The cgroup v2 path of a process.
+fn cgroup_of(pid: u32) -> Option<String> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
+    text.lines()
+        .find_map(|line| line.strip_prefix("0::"))
+        .map(str::to_owned)
+}

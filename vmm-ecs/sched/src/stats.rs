@@ -1,0 +1,124 @@
+//! Turns a controller's state into a statistics snapshot.
+
+use ecs_stats::{
+    CriticalCauses, Denials, Grants, HostStats, Outcomes, STATS_VERSION, Snapshot, VcpuStats,
+    VmState, VmStats,
+};
+
+use crate::Host;
+use crate::state::{State, VmEntry};
+use crate::sys::now_ns;
+
+pub(crate) fn snapshot(state: &State, host: &Host) -> Snapshot {
+    let mut vms: Vec<VmStats> = state.vms.iter().flatten().map(vm_stats).collect();
+    vms.sort_by(|a, b| a.name.cmp(&b.name));
+    let [extension_np, extension_p, extension_wait] = state.host.extension.clone();
+    Snapshot {
+        version: STATS_VERSION,
+        taken_ns: now_ns(),
+        host: HostStats {
+            controller: host.controller.clone(),
+            mechanism: host.mechanism.clone(),
+            abi: u32::from(ecs_abi::VIRTIO_ECS_VERSION),
+            kernel: host.kernel.clone(),
+            pcpus: state.pcpus.iter().map(|pcpu| pcpu.cpu).collect(),
+            extensions_enabled: state.params.extensions,
+            slice_ns: state.params.slice_ns,
+            extension_limit_ns: state.params.extension_ns,
+            debt_limit_ns: state.params.budget_ns,
+            controller_cpu_ns: state.pcpus.iter().map(|pcpu| pcpu.agent_cpu_ns).sum(),
+            rotations: state.host.rotations,
+            doorbells: state.host.doorbells,
+            perf_records: state.pcpus.iter().map(|pcpu| pcpu.perf_records).sum(),
+            perf_lost: state.pcpus.iter().map(|pcpu| pcpu.perf_lost).sum(),
+            extension_np,
+            extension_p,
+            extension_wait,
+            critical_stall: state.host.critical_stall.clone(),
+            decision: state.host.decision.clone(),
+        },
+        vms,
+    }
+}
+
+fn vm_stats(vm: &VmEntry) -> VmStats {
+    let ledger = &vm.policy.ledger;
+    let counters = &vm.policy.counters;
+    let [non_preemptable, preemptable, wait] = counters.grants;
+    let [used, budget, cooldown, disabled] = counters.denials;
+    let [yielded, expired, revoked, aborted] = counters.ended;
+    let [denied, hard_stop, by_host] = vm.critical;
+    let registered = vm.spec.slots.nr_registered();
+    VmStats {
+        name: vm.spec.name.clone(),
+        pid: vm.spec.pid,
+        cgroup: vm.cgroup.clone(),
+        state: match (vm.spec.enabled, registered) {
+            (false, _) => VmState::Disabled,
+            (true, 0) => VmState::Unhinted,
+            (true, _) => VmState::Active,
+        },
+        enabled: vm.spec.enabled,
+        weight: ledger.weight(),
+        requests: counters.requests,
+        grants: Grants {
+            non_preemptable,
+            preemptable,
+            wait,
+        },
+        denials: Denials {
+            used,
+            budget,
+            cooldown,
+            disabled,
+        },
+        ended: Outcomes {
+            yielded,
+            expired,
+            revoked,
+            aborted,
+        },
+        running: counters.running,
+        extension_ns: ledger.extension_ns(),
+        penalty_ns: ledger.penalty_ns(),
+        forgiven_ns: ledger.forgiven_ns(),
+        debt_ns: ledger.debt_ns(),
+        critical_preemptions: CriticalCauses {
+            denied,
+            expired: hard_stop,
+            host: by_host,
+        },
+        preemptions: vm.preemptions,
+        critical_stall_ns: vm.stall_ns,
+        stepped_aside: counters.stepped_aside,
+        cpu_ns: vm.cpu_ns,
+        fair_cpu_ns: vm.fair_ns,
+        delay_ns: vm.delay_ns,
+        guest_faults: vm
+            .spec
+            .slots
+            .vcpus
+            .iter()
+            .flatten()
+            .map(|slots| slots.nr_faults())
+            .sum(),
+        vcpus: vm
+            .vcpus
+            .iter()
+            .zip(0u32..)
+            .filter_map(|(vcpu, number)| {
+                let vcpu = vcpu.as_ref()?;
+                Some(VcpuStats {
+                    vcpu: number,
+                    tid: vcpu.tid.cast_unsigned(),
+                    cpu_ns: vcpu.kernel_ns.0,
+                    delay_ns: vcpu.kernel_ns.1,
+                    grants: vcpu.grants,
+                    preemptions: vcpu.preemptions,
+                    critical_preemptions: vcpu.critical_preemptions,
+                })
+            })
+            .collect(),
+        ..VmStats::default()
+    }
+}

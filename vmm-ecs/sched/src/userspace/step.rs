@@ -1,0 +1,540 @@
+//! One look of an agent at its pCPU: books what happened, decides, steers, and says when to look
+//! again. Everything here runs under the lock, on the pCPU itself, so that no vCPU of it can run
+//! (and change its words) meanwhile.
+
+use ecs_abi::{VIRTIO_ECS_YIELD_HOPELESS, VIRTIO_ECS_YIELD_RELEASE};
+use ecs_policy::{
+    Candidate, Decision, Event, Input, Leave, Queue, Rank, Turn, is_dirty, pick, queue_of,
+};
+
+use super::mechanism::{Mechanism, Role};
+use crate::accounting::{Cause, account, count_critical, count_preemption};
+use crate::perf::Switch;
+use crate::state::{State, Status, VcpuId};
+use crate::sys::{Tid, now_ns};
+
+/// Part of the time a pCPU's current vCPU is in the fair class: the window, of every period. It is
+/// more than the 5 % that the kernel's real-time throttling (or its fair server) would take
+/// otherwise, at a moment of its own.
+const WINDOW_NS: u64 = 1_400_000;
+const WINDOW_PERIOD_NS: u64 = 20_000_000;
+/// Looks while an extension runs, for guests that cannot ring a doorbell.
+const POLL_NS: u64 = 50_000;
+/// Looks while a vCPU may have become hopeless, for guests that cannot ring a doorbell, and while
+/// a hopeless one runs for want of a better.
+const SCAN_NS: u64 = 100_000;
+/// Looks while nothing runs.
+const IDLE_NS: u64 = 10_000_000;
+/// No timer is shorter: it would only burn the agent's time.
+const SHORTEST_NS: u64 = 20_000;
+/// Slice ends without a section after which slices grow to the quiet length.
+const QUIET_TURNS: u32 = 8;
+
+/// What one look needs to know.
+pub(crate) struct Look<'a> {
+    pub(crate) pcpu: usize,
+    pub(crate) mechanism: Mechanism,
+    pub(crate) agent: Tid,
+    pub(crate) now_ns: u64,
+    /// A doorbell rang.
+    pub(crate) rang: bool,
+    /// Context switches of this CPU since the last look.
+    pub(crate) switches: &'a [Switch],
+}
+
+/// A member of the pCPU that could run, and how much that would help.
+struct Runnable {
+    id: VcpuId,
+    rank: Rank,
+}
+
+/// Looks once; returns the time until the next look, ns.
+pub(crate) fn step(state: &mut State, look: &Look<'_>) -> u64 {
+    let Some(pcpu) = state.pcpus.get_mut(look.pcpu) else {
+        return IDLE_NS;
+    };
+    pcpu.looks += 1;
+    pcpu.last = None;
+    account(
+        state,
+        look.switches.iter().map(|&switch| (look.pcpu, switch)),
+        look.agent,
+    );
+    let started = now_ns();
+    let Some(pcpu) = state.pcpus.get(look.pcpu) else {
+        return IDLE_NS;
+    };
+    let (current, turn) = (pcpu.current, pcpu.turn);
+    read_members(state, look.pcpu);
+
+    let outcome = match (current, turn) {
+        (Some(current), Some(turn)) => decide(state, look, current, turn),
+        _ => Next::Rotate {
+            from: None,
+            again: false,
+            force: None,
+        },
+    };
+    let wait_ns = match outcome {
+        Next::Stay { id, turn, for_ns } => {
+            state
+                .host
+                .decision
+                .observe(now_ns().saturating_sub(started));
+            stay(state, look, id, turn, for_ns)
+        }
+        Next::Rotate { from, again, force } => {
+            let chosen = force.or_else(|| choose(state, look.pcpu, from, again));
+            state
+                .host
+                .decision
+                .observe(now_ns().saturating_sub(started));
+            rotate(state, look, from, chosen)
+        }
+    };
+    wait_ns.max(SHORTEST_NS)
+}
+
+/// What follows from a look.
+enum Next {
+    /// The current vCPU runs on.
+    Stay { id: VcpuId, turn: Turn, for_ns: u64 },
+    /// Another one may be chosen; `again`: the one that ran is a candidate too.
+    Rotate {
+        from: Option<VcpuId>,
+        again: bool,
+        force: Option<VcpuId>,
+    },
+}
+
+// ---- reading ----
+
+/// Reads the slots of every VM that has a vCPU here, each VM once.
+fn read_members(state: &mut State, pcpu: usize) {
+    let State { pcpus, vms, .. } = state;
+    let Some(pcpu) = pcpus.get(pcpu) else { return };
+    for (index, id) in pcpu.members.iter().enumerate() {
+        let seen = pcpu
+            .members
+            .iter()
+            .take(index)
+            .any(|before| before.vm == id.vm);
+        if !seen && let Some(vm) = vms.get_mut(id.vm).and_then(Option::as_mut) {
+            vm.read();
+        }
+    }
+}
+
+/// Members that could run beside `except`, ranked as if `except` were off the CPU.
+fn runnable(state: &mut State, pcpu: usize, except: Option<VcpuId>) -> Vec<Runnable> {
+    let queue_rules = state.params.queue_rules;
+    let State { pcpus, vms, .. } = state;
+    let Some(pcpu) = pcpus.get(pcpu) else {
+        return Vec::new();
+    };
+    let mut found = Vec::with_capacity(pcpu.members.len());
+    for &id in pcpu.members.iter().filter(|&&id| Some(id) != except) {
+        let Some(vm) = vms.get_mut(id.vm).and_then(Option::as_mut) else {
+            continue;
+        };
+        let Some(vcpu) = vm.vcpus.get_mut(id.vcpu).and_then(Option::as_mut) else {
+            continue;
+        };
+        // A vCPU that was woken waits behind the current one, and leaves no record of it.
+        if vcpu.status == Status::Blocked && vcpu.stat.as_ref().is_some_and(|s| s.is_runnable()) {
+            vcpu.status = Status::Waiting;
+        }
+        if vcpu.status == Status::Blocked {
+            continue;
+        }
+        let mut running = vm.running;
+        if let Some(except) = except.filter(|except| except.vm == id.vm) {
+            running.remove(except.vcpu);
+        }
+        let rank = match queue_of(id.vcpu, &vm.snaps, &running) {
+            _ if !queue_rules => Rank::Ready,
+            Queue::Hopeless => Rank::Hopeless,
+            Queue::Head => Rank::Head,
+            Queue::NotWaiting if vm.snap(id.vcpu).holds() => Rank::Head,
+            Queue::NotWaiting | Queue::HeadRuns | Queue::Unknown => Rank::Ready,
+        };
+        found.push(Runnable { id, rank });
+    }
+    found
+}
+
+// ---- deciding ----
+
+fn decide(state: &mut State, look: &Look<'_>, current: VcpuId, mut turn: Turn) -> Next {
+    let others = runnable(state, look.pcpu, Some(current));
+    let params = state.params;
+    let Some(vm) = state.vms.get_mut(current.vm).and_then(Option::as_mut) else {
+        return Next::Rotate {
+            from: None,
+            again: false,
+            force: None,
+        };
+    };
+    let (snap, queue) = (
+        vm.snap(current.vcpu),
+        queue_of(current.vcpu, &vm.snaps, &vm.running),
+    );
+    let dirty = params.queue_rules && is_dirty(&vm.snaps, &vm.running);
+    let Some(vcpu) = vm.vcpus.get_mut(current.vcpu).and_then(Option::as_mut) else {
+        return Next::Rotate {
+            from: None,
+            again: false,
+            force: None,
+        };
+    };
+    let ran_ns = std::mem::take(&mut vcpu.turn_ran_ns);
+    let blocked = vcpu.status == Status::Blocked;
+    let event = if blocked {
+        Event::Blocked
+    } else if look.rang && (turn.is_extended() || dirty) {
+        Event::HandBack
+    } else {
+        Event::Look
+    };
+    let input = Input {
+        event,
+        ran_ns,
+        snap,
+        queue,
+        others: others.iter().any(|other| other.rank != Rank::Hopeless),
+    };
+    let extended_ns = turn
+        .is_extended()
+        .then(|| turn.extension_used_ns().saturating_add(ran_ns));
+    let decision = turn.decide(&params, &mut vm.policy, &mut vcpu.policy, &input);
+
+    if matches!(decision, Decision::Extend { .. }) {
+        vcpu.grants += 1;
+        if let Some(slots) = &vcpu.slots {
+            slots.set_granted(true);
+        }
+    } else if let Some(used_ns) = extended_ns.filter(|_| !turn.is_extended()) {
+        if let Some(slots) = &vcpu.slots {
+            slots.set_granted(false);
+        }
+        let section = if snap.spins() {
+            2
+        } else {
+            usize::from(snap.preemptable)
+        };
+        if let Some(histogram) = state.host.extension.get_mut(section) {
+            histogram.observe(used_ns);
+        }
+    }
+    note_quiet(state, look.pcpu, &input, &decision);
+
+    // Somebody else had the CPU last, by the kernel's choice: if it is in a section, it runs on.
+    let last = state.pcpus.get(look.pcpu).and_then(|pcpu| pcpu.last);
+    let force = last.filter(|&last| {
+        last != current
+            && others
+                .iter()
+                .any(|other| other.id == last && other.rank == Rank::Head)
+    });
+    match decision {
+        _ if force.is_some() => Next::Rotate {
+            from: Some(current),
+            again: false,
+            force,
+        },
+        Decision::Keep { for_ns } => Next::Stay {
+            id: current,
+            turn,
+            for_ns,
+        },
+        Decision::Extend { for_ns, .. } => Next::Stay {
+            id: current,
+            turn,
+            for_ns,
+        },
+        Decision::Renew => {
+            let quiet = state
+                .pcpus
+                .get(look.pcpu)
+                .is_some_and(|p| p.quiet_turns >= QUIET_TURNS);
+            let turn = begin(state, look.pcpu, current, quiet, 0);
+            match turn {
+                Some(turn) => Next::Stay {
+                    id: current,
+                    turn,
+                    for_ns: turn.left_ns(),
+                },
+                None => Next::Rotate {
+                    from: None,
+                    again: false,
+                    force: None,
+                },
+            }
+        }
+        Decision::Leave(leave) => {
+            let again = !matches!(leave, Leave::Blocked | Leave::Hopeless);
+            let chosen = choose_among(state, &others, again.then_some(current));
+            if chosen != Some(current)
+                && let Leave::Denied(_) | Leave::Expired = leave
+            {
+                let expired = leave == Leave::Expired;
+                let cause = if expired {
+                    Cause::Expired
+                } else {
+                    Cause::Denied
+                };
+                count_critical(state, current, cause, look.now_ns);
+            }
+            Next::Rotate {
+                from: Some(current),
+                again,
+                force: chosen,
+            }
+        }
+    }
+}
+
+/// Notes whether the guests of this pCPU use locks: quiet pCPUs get longer slices.
+fn note_quiet(state: &mut State, pcpu: usize, input: &Input, decision: &Decision) {
+    let busy = input.snap.holds() || input.queue != Queue::NotWaiting;
+    let Some(pcpu) = state.pcpus.get_mut(pcpu) else {
+        return;
+    };
+    if busy {
+        pcpu.quiet_turns = 0;
+    } else if matches!(decision, Decision::Leave(Leave::SliceEnd) | Decision::Renew) {
+        pcpu.quiet_turns = pcpu.quiet_turns.saturating_add(1);
+    }
+}
+
+fn choose(state: &mut State, pcpu: usize, from: Option<VcpuId>, again: bool) -> Option<VcpuId> {
+    let others = runnable(state, pcpu, from);
+    choose_among(state, &others, from.filter(|_| again))
+}
+
+fn choose_among(state: &State, others: &[Runnable], again: Option<VcpuId>) -> Option<VcpuId> {
+    let ready = |id| Runnable {
+        id,
+        rank: Rank::Ready,
+    };
+    let candidates: Vec<(VcpuId, Candidate)> = others
+        .iter()
+        .map(|other| Runnable { ..*other })
+        .chain(again.map(ready))
+        .filter_map(|Runnable { id, rank }| {
+            let vm = state.vm(id.vm)?;
+            let candidate = Candidate {
+                vm_vtime_ns: vm.policy.ledger.vtime_ns(),
+                vcpu_cpu_ns: vm.vcpu(id.vcpu)?.policy.cpu_ns,
+                rank,
+            };
+            Some((id, candidate))
+        })
+        .collect();
+    let index = pick(
+        candidates.iter().map(|(_, candidate)| *candidate),
+        &state.params,
+    )?;
+    candidates.get(index).map(|(id, _)| *id)
+}
+
+// ---- steering ----
+
+fn begin(state: &mut State, pcpu: usize, id: VcpuId, quiet: bool, bonus_ns: u64) -> Option<Turn> {
+    let params = state.params;
+    let vm = state.vms.get_mut(id.vm)?.as_mut()?;
+    let vcpu = vm.vcpus.get_mut(id.vcpu)?.as_mut()?;
+    let (turn, taken_ns) = Turn::start(&params, &mut vm.policy, &mut vcpu.policy, quiet, bonus_ns);
+    let vtime_ns = vm.policy.ledger.vtime_ns();
+    state.vclock_ns = state.vclock_ns.max(vtime_ns);
+    if let Some(pcpu) = state.pcpus.get_mut(pcpu) {
+        pcpu.bonus_ns += taken_ns;
+    }
+    Some(turn)
+}
+
+fn stay(state: &mut State, look: &Look<'_>, id: VcpuId, turn: Turn, for_ns: u64) -> u64 {
+    if let Some(pcpu) = state.pcpus.get_mut(look.pcpu) {
+        pcpu.turn = Some(turn);
+    }
+    let role = window(state, look, turn.is_extended());
+    assign(state, look, id, role);
+    let scan = tell_queues(state, look.pcpu, id, turn.is_extended());
+    timer(state, look, for_ns, scan)
+}
+
+fn rotate(state: &mut State, look: &Look<'_>, from: Option<VcpuId>, chosen: Option<VcpuId>) -> u64 {
+    let Some(pcpu) = state.pcpus.get_mut(look.pcpu) else {
+        return IDLE_NS;
+    };
+    let quiet = pcpu.quiet_turns >= QUIET_TURNS;
+    let same_vm = from.map(|id| id.vm) == chosen.map(|id| id.vm);
+    let bonus_ns = if same_vm {
+        0
+    } else {
+        std::mem::take(&mut pcpu.bonus_ns)
+    };
+    pcpu.current = chosen;
+    pcpu.turn = None;
+    if let Some(from) = from.filter(|&from| Some(from) != chosen) {
+        state.host.rotations += 1;
+        leave(state, look, from);
+    }
+    let Some(chosen) = chosen else {
+        if let Some(pcpu) = state.pcpus.get_mut(look.pcpu) {
+            pcpu.window_since_ns = None;
+            pcpu.window_closed_ns = look.now_ns;
+        }
+        return IDLE_NS;
+    };
+    let turn = begin(state, look.pcpu, chosen, quiet, bonus_ns);
+    if let Some(vcpu) = state.vcpu_mut(chosen) {
+        // What it ran while it filled in belongs to no turn.
+        vcpu.turn_ran_ns = 0;
+    }
+    if let Some(pcpu) = state.pcpus.get_mut(look.pcpu) {
+        pcpu.turn = turn;
+    }
+    if let Some(vm) = state.vm_mut(chosen.vm) {
+        vm.running.insert(chosen.vcpu);
+    }
+    let role = window(state, look, false);
+    assign(state, look, chosen, role);
+    if let Some(from) = from.filter(|from| from.vm != chosen.vm) {
+        tell_vm(state, from.vm, None);
+    }
+    let scan = tell_queues(state, look.pcpu, chosen, false);
+    let for_ns = turn.map_or(IDLE_NS, |turn| turn.left_ns());
+    timer(state, look, for_ns, scan)
+}
+
+/// Takes a vCPU off its pCPU.
+fn leave(state: &mut State, look: &Look<'_>, id: VcpuId) {
+    assign(state, look, id, Role::Waiting);
+    let Some(vm) = state.vm_mut(id.vm) else {
+        return;
+    };
+    vm.running.remove(id.vcpu);
+    let Some(vcpu) = vm.vcpu_mut(id.vcpu) else {
+        return;
+    };
+    vcpu.tell_yield(0);
+    vcpu.ordered_off = true;
+    vcpu.extended = false;
+    if vcpu.status == Status::Waiting {
+        count_preemption(state, id);
+    }
+}
+
+fn assign(state: &mut State, look: &Look<'_>, id: VcpuId, role: Role) {
+    let Some(vcpu) = state.vcpu_mut(id) else {
+        return;
+    };
+    if vcpu.role == Some(role) {
+        return;
+    }
+    vcpu.role = Some(role);
+    let tid = vcpu.tid;
+    if let Err(error) = look.mechanism.assign(tid, role) {
+        tracing::warn!(tid, ?role, %error, "Cannot set the scheduling class of a vCPU thread");
+    }
+}
+
+/// Role of the current vCPU: the fair class during a window, which opens when a turn begins, or
+/// when nobody else wants the pCPU anyway.
+fn window(state: &mut State, look: &Look<'_>, extended: bool) -> Role {
+    let Some(pcpu) = state.pcpus.get_mut(look.pcpu) else {
+        return Role::Current;
+    };
+    if !look.mechanism.has_windows() {
+        return Role::Current;
+    }
+    match pcpu.window_since_ns {
+        Some(since) if look.now_ns.saturating_sub(since) < WINDOW_NS && !extended => {
+            Role::CurrentFair
+        }
+        Some(_) => {
+            pcpu.window_since_ns = None;
+            pcpu.window_closed_ns = look.now_ns;
+            Role::Current
+        }
+        None => {
+            let fresh = pcpu.turn.is_some_and(|turn| turn.is_fresh());
+            let due =
+                look.now_ns.saturating_sub(pcpu.window_closed_ns) >= WINDOW_PERIOD_NS - WINDOW_NS;
+            if fresh && due {
+                pcpu.window_since_ns = Some(look.now_ns);
+                Role::CurrentFair
+            } else {
+                Role::Current
+            }
+        }
+    }
+}
+
+/// Tells the running vCPUs of one VM whether a queue of theirs is stuck; `here` is the current vCPU
+/// of this pCPU if it belongs to the VM, and whether it is in an extension. True if it is stuck.
+fn tell_vm(state: &mut State, vm: usize, here: Option<(usize, bool)>) -> bool {
+    let queue_rules = state.params.queue_rules;
+    let Some(vm) = state.vm_mut(vm) else {
+        return false;
+    };
+    let dirty = queue_rules && is_dirty(&vm.snaps, &vm.running);
+    let running = vm.running;
+    for (index, vcpu) in vm.vcpus.iter_mut().enumerate() {
+        let Some(vcpu) = vcpu.as_mut().filter(|_| running.contains(index)) else {
+            continue;
+        };
+        let mut bits = 0;
+        if dirty {
+            bits |= VIRTIO_ECS_YIELD_HOPELESS | VIRTIO_ECS_YIELD_RELEASE;
+        }
+        let extended = match here {
+            Some((vcpu, extended)) if vcpu == index => extended,
+            // Another agent's: leave what it asked for.
+            _ => vcpu.yield_bits & VIRTIO_ECS_YIELD_RELEASE != 0 && vcpu.extended,
+        };
+        vcpu.extended = extended;
+        if extended {
+            bits |= VIRTIO_ECS_YIELD_RELEASE;
+        }
+        vcpu.tell_yield(bits);
+    }
+    dirty
+}
+
+/// Tells the guest of the current vCPU, and says how soon to look for want of a doorbell.
+fn tell_queues(state: &mut State, pcpu: usize, id: VcpuId, extended: bool) -> Option<u64> {
+    let dirty = tell_vm(state, id.vm, Some((id.vcpu, extended)));
+    let waiting = state.pcpus.get(pcpu).map_or(0, |pcpu| {
+        let waits = |&&other: &&VcpuId| {
+            state
+                .vcpu(other)
+                .is_some_and(|vcpu| vcpu.status != Status::Blocked)
+        };
+        pcpu.members.iter().filter(waits).count()
+    });
+    if let Some(vcpu) = state.vcpu_mut(id) {
+        vcpu.tell_overloaded(waiting > 1);
+    }
+    let vm = state.vm(id.vm)?;
+    let bell = vm.spec.doorbells.iter().any(Option::is_some);
+    let hopeless = queue_of(id.vcpu, &vm.snaps, &vm.running) == Queue::Hopeless;
+    match () {
+        () if extended && !bell => Some(POLL_NS),
+        () if waiting > 1 && (hopeless || (dirty && !bell)) => Some(SCAN_NS),
+        () => None,
+    }
+}
+
+fn timer(state: &State, look: &Look<'_>, for_ns: u64, scan: Option<u64>) -> u64 {
+    let window_left = state
+        .pcpus
+        .get(look.pcpu)
+        .and_then(|pcpu| pcpu.window_since_ns)
+        .map(|since| (since + WINDOW_NS).saturating_sub(look.now_ns));
+    [scan, window_left]
+        .into_iter()
+        .flatten()
+        .fold(for_ns, u64::min)
+}
