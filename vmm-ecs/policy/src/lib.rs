@@ -31,7 +31,7 @@ mod turn;
 pub use fair::{Claim, split_fairly};
 pub use ledger::Ledger;
 pub use params::{BadParam, Params, WEIGHT_DEFAULT, WEIGHT_RANGE};
-pub use pick::{Candidate, Rank, pick};
+pub use pick::{Candidate, Rank, is_urgent, pick};
 pub use queue::{MAX_VCPUS, Queue, VcpuSet, is_dirty, queue_of};
 pub use snapshot::{CsSnapshot, Wait};
 pub use turn::{

@@ -24,6 +24,19 @@ pub struct Candidate {
     pub rank: Rank,
 }
 
+/// Virtual time by which a head may come before its turn, ns.
+fn boost_ns(params: &Params) -> u64 {
+    2 * params.slice_ns
+}
+
+/// Whether a head whose queue stands still may take the pCPU before the slice of the vCPU on it
+/// ends: as long as its VM is not ahead of the other one in virtual time. Within one VM it always
+/// may.
+#[must_use]
+pub fn is_urgent(head_vtime_ns: u64, current_vtime_ns: u64) -> bool {
+    head_vtime_ns <= current_vtime_ns
+}
+
 /// Index of the candidate to run next; `None` without candidates.
 ///
 /// The VM with the least virtual time comes first. A head may come before its time, at most two
@@ -31,7 +44,7 @@ pub struct Candidate {
 /// runs only where nobody else can.
 #[must_use]
 pub fn pick(candidates: impl Iterator<Item = Candidate>, params: &Params) -> Option<usize> {
-    let boost = 2 * params.slice_ns;
+    let boost = boost_ns(params);
     candidates
         .enumerate()
         .min_by_key(|(_, candidate)| {

@@ -68,6 +68,9 @@ pub enum Leave {
     Hopeless,
     /// It gave the pCPU back at a point that suits it; the rest of its slice is credited.
     HandBack,
+    /// Outside any section, for the head of a queue that stands still; the rest of its slice is
+    /// credited.
+    Urgent,
     /// It went to sleep.
     Blocked,
 }
@@ -106,6 +109,9 @@ pub struct Input {
     pub queue: Queue,
     /// Whether another vCPU that can make progress waits for this pCPU.
     pub others: bool,
+    /// Whether one of them is the head of a queue that stands still for it, and is not ahead in
+    /// virtual time ([`crate::is_urgent`]).
+    pub urgent: bool,
 }
 
 /// Policy state of one vCPU between its turns.
@@ -295,6 +301,10 @@ impl Turn {
             vm.counters.handed_back += 1;
             vcpu.credit_ns = left;
             return Decision::Leave(Leave::HandBack);
+        }
+        if input.urgent && section.is_none() {
+            vcpu.credit_ns = left;
+            return Decision::Leave(Leave::Urgent);
         }
         if left > 0 {
             return Decision::Keep { for_ns: left };

@@ -62,6 +62,8 @@ pub(crate) struct Vcpu {
     pub(crate) overloaded: bool,
     /// An extension of it runs.
     pub(crate) extended: bool,
+    /// What its last extension protected, the index of the histogram.
+    pub(crate) extended_section: usize,
     /// What its scheduling class makes it now.
     pub(crate) role: Option<Role>,
     pub(crate) preemptions: u64,
@@ -92,6 +94,7 @@ impl Vcpu {
             yield_bits: 0,
             overloaded: false,
             extended: false,
+            extended_section: 0,
             role: None,
             preemptions: 0,
             critical_preemptions: 0,
@@ -134,6 +137,8 @@ pub(crate) struct VmEntry {
     pub(crate) policy: Vm,
     pub(crate) vcpus: Vec<Option<Vcpu>>,
     pub(crate) running: VcpuSet,
+    /// One of its vCPUs stepped aside for a head that is off the CPU.
+    pub(crate) stuck: bool,
     /// Scratch of [`VmEntry::read`].
     pub(crate) snaps: Vec<CsSnapshot>,
     pub(crate) preemptions: u64,
@@ -158,6 +163,7 @@ impl VmEntry {
             policy,
             vcpus: Vec::new(),
             running: VcpuSet::default(),
+            stuck: false,
             snaps: Vec::new(),
             preemptions: 0,
             critical: [0; 3],
@@ -287,6 +293,8 @@ pub(crate) struct State {
     pub(crate) vms: Vec<Option<VmEntry>>,
     pub(crate) by_tid: HashMap<Tid, VcpuId>,
     pub(crate) pcpus: Vec<Pcpu>,
+    /// pCPUs whose agents should look at once.
+    pub(crate) kicks: Vec<usize>,
     /// Virtual time of the VM last picked: where a newcomer starts.
     pub(crate) vclock_ns: u64,
     pub(crate) host: HostCounters,
@@ -299,6 +307,7 @@ impl State {
             vms: Vec::new(),
             by_tid: HashMap::new(),
             pcpus: cpus.iter().map(|&cpu| Pcpu::new(cpu, now_ns)).collect(),
+            kicks: Vec::new(),
             vclock_ns: 0,
             host: HostCounters::default(),
         }

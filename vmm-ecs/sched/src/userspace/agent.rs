@@ -5,8 +5,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
-
 use super::Shared;
 use super::mechanism::{Mechanism, PRIORITY_AGENT};
 use super::step::{Look, step};
@@ -23,7 +21,8 @@ const CPU_TIME_EVERY: u64 = 64;
 #[derive(Debug)]
 pub(crate) struct AgentHandle {
     pub(crate) poller: Arc<Poller>,
-    wake: EventFd,
+    shared: Arc<Shared>,
+    index: usize,
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
@@ -38,14 +37,15 @@ impl AgentHandle {
     ) -> io::Result<Self> {
         let mut ring = SwitchRing::open(cpu)?;
         let poller = Arc::new(Poller::new()?);
-        let wake = EventFd::new(EFD_NONBLOCK)?;
-        poller.add(wake.as_raw_fd(), WAKE)?;
+        if let Some(wake) = shared.wakes.get(index) {
+            poller.add(wake.as_raw_fd(), WAKE)?;
+        }
         let stop = Arc::new(AtomicBool::new(false));
         let (started, has_started) = std::sync::mpsc::channel();
         let thread = thread::Builder::new()
             .name(format!("ecs-agent{cpu}"))
             .spawn({
-                let (poller, stop) = (poller.clone(), stop.clone());
+                let (poller, stop, shared) = (poller.clone(), stop.clone(), shared.clone());
                 move || {
                     let ready = CpuSet::new(vec![cpu])
                         .bind(0)
@@ -61,7 +61,8 @@ impl AgentHandle {
         has_started.recv().map_err(io::Error::other)??;
         Ok(Self {
             poller,
-            wake,
+            shared,
+            index,
             stop,
             thread: Some(thread),
         })
@@ -69,8 +70,7 @@ impl AgentHandle {
 
     /// Makes the agent look now.
     pub(crate) fn wake(&self) {
-        // A full eventfd wakes all the same.
-        let _ = self.wake.write(1);
+        self.shared.wake(self.index);
     }
 }
 
@@ -97,6 +97,7 @@ fn run(
     let mut switches = Vec::with_capacity(1024);
     let mut wait_ns = 0;
     let mut looks = 0u64;
+    let mut kicks = Vec::new();
     while !stop.load(Ordering::Acquire) {
         let mut rang = 0u64;
         for key in poller.wait(wait_ns) {
@@ -114,6 +115,7 @@ fn run(
         };
         let mut state = shared.state.lock();
         wait_ns = step(&mut state, &look);
+        std::mem::swap(&mut kicks, &mut state.kicks);
         state.host.doorbells += rang;
         looks += 1;
         if looks.is_multiple_of(CPU_TIME_EVERY)
@@ -122,6 +124,10 @@ fn run(
             pcpu.agent_cpu_ns = thread_cpu_ns();
             pcpu.perf_records = ring.records();
             pcpu.perf_lost = ring.lost();
+        }
+        drop(state);
+        for pcpu in kicks.drain(..) {
+            shared.wake(pcpu);
         }
     }
 }

@@ -26,6 +26,8 @@ mod mechanism;
 mod step;
 mod supervisor;
 
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixListener};
 use std::path::PathBuf;
 use std::process::{Child, ChildStdin};
 use std::sync::Arc;
@@ -34,6 +36,7 @@ use std::thread::{self, JoinHandle};
 
 use ecs_policy::{BadParam, Params};
 use ecs_stats::Snapshot;
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 pub use mechanism::Mechanism;
 pub(crate) use mechanism::{PRIORITY_WATCHDOG, Role};
@@ -64,6 +67,17 @@ pub enum StartError {
     /// No CPU is to be managed.
     #[error("The list of pCPUs is empty: name at least one")]
     NoCpus,
+    /// Another controller manages the CPU.
+    #[error(
+        "CPU {cpu} is managed by another vmm-ecs: stop that one, or give each its own list of pCPUs"
+    )]
+    CpuTaken {
+        /// The CPU.
+        cpu: u32,
+        /// What the kernel said.
+        #[source]
+        source: std::io::Error,
+    },
     /// The host's CPUs cannot be read.
     #[error("Cannot read which CPUs are online")]
     Online(#[source] std::io::Error),
@@ -118,6 +132,18 @@ pub(crate) struct Shared {
     pub(crate) state: PiMutex<State>,
     /// What the supervisor is asked to do next.
     pub(crate) inbox: PiMutex<Vec<Request>>,
+    /// Makes the agent of a pCPU look.
+    pub(crate) wakes: Vec<EventFd>,
+}
+
+impl Shared {
+    /// Makes the agent of a pCPU look now.
+    pub(crate) fn wake(&self, pcpu: usize) {
+        if let Some(wake) = self.wakes.get(pcpu) {
+            // A full eventfd wakes all the same.
+            let _ = wake.write(1);
+        }
+    }
 }
 
 impl<T> std::fmt::Debug for PiMutex<T> {
@@ -133,6 +159,15 @@ pub struct UserspaceController {
     stop: Arc<AtomicBool>,
     supervisor: Option<JoinHandle<()>>,
     host: Host,
+    /// Keeps other controllers off the same CPUs.
+    _claims: Vec<UnixListener>,
+}
+
+/// Claims a CPU for this process: a socket name that the kernel frees with the process, and that
+/// needs no file.
+fn claim(cpu: u32) -> std::io::Result<UnixListener> {
+    let name = format!("vmm-ecs-cpu{cpu}");
+    UnixListener::bind_addr(&SocketAddr::from_abstract_name(name)?)
 }
 
 impl UserspaceController {
@@ -154,11 +189,26 @@ impl UserspaceController {
         {
             return Err(StartError::NoSuchCpu { cpu, online });
         }
+        let claims = config
+            .pcpus
+            .cpus()
+            .iter()
+            .map(|&cpu| claim(cpu).map_err(|source| StartError::CpuTaken { cpu, source }))
+            .collect::<Result<Vec<_>, _>>()?;
         let journal = Journal::open(&config.journal)?;
         let watchdog = config.watchdog.as_deref().map(spawn_watchdog).transpose()?;
+        let wakes = config
+            .pcpus
+            .cpus()
+            .iter()
+            .map(|_| EventFd::new(EFD_NONBLOCK));
+        let wakes = wakes
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(StartError::Supervisor)?;
         let shared = Arc::new(Shared {
             state: PiMutex::new(State::new(config.params, config.pcpus.cpus(), now_ns())),
             inbox: PiMutex::new(Vec::new()),
+            wakes,
         });
         let agents = (0..)
             .zip(config.pcpus.cpus())
@@ -188,6 +238,7 @@ impl UserspaceController {
             stop,
             supervisor: Some(thread),
             host,
+            _claims: claims,
         })
     }
 }

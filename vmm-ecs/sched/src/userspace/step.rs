@@ -4,7 +4,8 @@
 
 use ecs_abi::{VIRTIO_ECS_YIELD_HOPELESS, VIRTIO_ECS_YIELD_RELEASE};
 use ecs_policy::{
-    Candidate, Decision, Event, Input, Leave, Queue, Rank, Turn, is_dirty, pick, queue_of,
+    Candidate, Decision, Event, Input, Leave, Queue, Rank, Turn, Wait, is_dirty, is_urgent, pick,
+    queue_of,
 };
 
 use super::mechanism::{Mechanism, Role};
@@ -18,6 +19,8 @@ use crate::sys::{Tid, now_ns};
 /// otherwise, at a moment of its own.
 const WINDOW_NS: u64 = 1_400_000;
 const WINDOW_PERIOD_NS: u64 = 20_000_000;
+/// A window waits for a moment when no vCPU is in a section, but not longer than this.
+const WINDOW_LATEST_NS: u64 = 40_000_000;
 /// Looks while an extension runs, for guests that cannot ring a doorbell.
 const POLL_NS: u64 = 50_000;
 /// Looks while a vCPU may have become hopeless, for guests that cannot ring a doorbell, and while
@@ -168,6 +171,16 @@ fn runnable(state: &mut State, pcpu: usize, except: Option<VcpuId>) -> Vec<Runna
 fn decide(state: &mut State, look: &Look<'_>, current: VcpuId, mut turn: Turn) -> Next {
     let others = runnable(state, look.pcpu, Some(current));
     let params = state.params;
+    let heads = || {
+        others
+            .iter()
+            .filter(|other| other.rank == Rank::Head)
+            .map(|other| other.id)
+    };
+    let urgent = heads().any(|head| is_stuck(state, head, current));
+    // Somebody else had the CPU last, by the kernel's choice: if it is in a section, it runs on.
+    let last = state.pcpus.get(look.pcpu).and_then(|pcpu| pcpu.last);
+    let force = heads().find(|&head| Some(head) == last);
     let Some(vm) = state.vms.get_mut(current.vm).and_then(Option::as_mut) else {
         return Next::Rotate {
             from: None,
@@ -189,7 +202,7 @@ fn decide(state: &mut State, look: &Look<'_>, current: VcpuId, mut turn: Turn) -
     };
     let ran_ns = std::mem::take(&mut vcpu.turn_ran_ns);
     let blocked = vcpu.status == Status::Blocked;
-    let event = if blocked {
+    let event = if blocked || force.is_some() {
         Event::Blocked
     } else if look.rang && (turn.is_extended() || dirty) {
         Event::HandBack
@@ -202,14 +215,16 @@ fn decide(state: &mut State, look: &Look<'_>, current: VcpuId, mut turn: Turn) -
         snap,
         queue,
         others: others.iter().any(|other| other.rank != Rank::Hopeless),
+        urgent,
     };
     let extended_ns = turn
         .is_extended()
         .then(|| turn.extension_used_ns().saturating_add(ran_ns));
     let decision = turn.decide(&params, &mut vm.policy, &mut vcpu.policy, &input);
 
-    if matches!(decision, Decision::Extend { .. }) {
+    if let Decision::Extend { section, .. } = decision {
         vcpu.grants += 1;
+        vcpu.extended_section = section as usize;
         if let Some(slots) = &vcpu.slots {
             slots.set_granted(true);
         }
@@ -217,25 +232,13 @@ fn decide(state: &mut State, look: &Look<'_>, current: VcpuId, mut turn: Turn) -
         if let Some(slots) = &vcpu.slots {
             slots.set_granted(false);
         }
-        let section = if snap.spins() {
-            2
-        } else {
-            usize::from(snap.preemptable)
-        };
+        let section = vcpu.extended_section;
         if let Some(histogram) = state.host.extension.get_mut(section) {
             histogram.observe(used_ns);
         }
     }
     note_quiet(state, look.pcpu, &input, &decision);
 
-    // Somebody else had the CPU last, by the kernel's choice: if it is in a section, it runs on.
-    let last = state.pcpus.get(look.pcpu).and_then(|pcpu| pcpu.last);
-    let force = last.filter(|&last| {
-        last != current
-            && others
-                .iter()
-                .any(|other| other.id == last && other.rank == Rank::Head)
-    });
     match decision {
         _ if force.is_some() => Next::Rotate {
             from: Some(current),
@@ -274,6 +277,9 @@ fn decide(state: &mut State, look: &Look<'_>, current: VcpuId, mut turn: Turn) -
         Decision::Leave(leave) => {
             let again = !matches!(leave, Leave::Blocked | Leave::Hopeless);
             let chosen = choose_among(state, &others, again.then_some(current));
+            if leave == Leave::Hopeless {
+                hurry_head(state, look.pcpu, current.vm);
+            }
             if chosen != Some(current)
                 && let Leave::Denied(_) | Leave::Expired = leave
             {
@@ -290,6 +296,40 @@ fn decide(state: &mut State, look: &Look<'_>, current: VcpuId, mut turn: Turn) -
                 again,
                 force: chosen,
             }
+        }
+    }
+}
+
+/// Whether `head` may take the pCPU from `current` at once.
+fn is_stuck(state: &State, head: VcpuId, current: VcpuId) -> bool {
+    let vtime_ns = |id: VcpuId| state.vm(id.vm).map(|vm| vm.policy.ledger.vtime_ns());
+    state.vm(head.vm).is_some_and(|vm| vm.stuck)
+        && (head.vm == current.vm
+            || is_urgent(
+                vtime_ns(head).unwrap_or(u64::MAX),
+                vtime_ns(current).unwrap_or(0),
+            ))
+}
+
+/// A vCPU of this VM stepped aside because the head of its queue is off the CPU: makes the agent of
+/// the head's pCPU look, if it is another one.
+fn hurry_head(state: &mut State, here: usize, vm: usize) {
+    let State { vms, kicks, .. } = state;
+    let Some(vm) = vms.get_mut(vm).and_then(Option::as_mut) else {
+        return;
+    };
+    vm.stuck = true;
+    for (index, vcpu) in vm.vcpus.iter().enumerate() {
+        let Some(vcpu) = vcpu.as_ref().filter(|vcpu| vcpu.status == Status::Waiting) else {
+            continue;
+        };
+        let snap = vm.snap(index);
+        let is_head = matches!(snap.wait, Wait::Ended { .. }) || (snap.holds() && !snap.spins());
+        if let Some(pcpu) = vcpu
+            .pcpu
+            .filter(|&pcpu| is_head && pcpu != here && !vm.running.contains(index))
+        {
+            kicks.push(pcpu);
         }
     }
 }
@@ -396,6 +436,7 @@ fn rotate(state: &mut State, look: &Look<'_>, from: Option<VcpuId>, chosen: Opti
         pcpu.turn = turn;
     }
     if let Some(vm) = state.vm_mut(chosen.vm) {
+        vm.stuck = false;
         vm.running.insert(chosen.vcpu);
     }
     let role = window(state, look, false);
@@ -443,6 +484,7 @@ fn assign(state: &mut State, look: &Look<'_>, id: VcpuId, role: Role) {
 /// Role of the current vCPU: the fair class during a window, which opens when a turn begins, or
 /// when nobody else wants the pCPU anyway.
 fn window(state: &mut State, look: &Look<'_>, extended: bool) -> Role {
+    let clean = is_clean(state, look.pcpu);
     let Some(pcpu) = state.pcpus.get_mut(look.pcpu) else {
         return Role::Current;
     };
@@ -460,9 +502,9 @@ fn window(state: &mut State, look: &Look<'_>, extended: bool) -> Role {
         }
         None => {
             let fresh = pcpu.turn.is_some_and(|turn| turn.is_fresh());
-            let due =
-                look.now_ns.saturating_sub(pcpu.window_closed_ns) >= WINDOW_PERIOD_NS - WINDOW_NS;
-            if fresh && due {
+            let closed_ns = look.now_ns.saturating_sub(pcpu.window_closed_ns);
+            let due = closed_ns >= WINDOW_PERIOD_NS - WINDOW_NS;
+            if fresh && due && (clean || closed_ns >= WINDOW_LATEST_NS) {
                 pcpu.window_since_ns = Some(look.now_ns);
                 Role::CurrentFair
             } else {
@@ -470,6 +512,22 @@ fn window(state: &mut State, look: &Look<'_>, extended: bool) -> Role {
             }
         }
     }
+}
+
+/// Whether every vCPU here that could run is outside of sections and queues: then it does little
+/// harm if the kernel picks another one than the agent would.
+fn is_clean(state: &State, pcpu: usize) -> bool {
+    let members = state
+        .pcpus
+        .get(pcpu)
+        .map(|pcpu| pcpu.members.as_slice())
+        .unwrap_or_default();
+    members.iter().all(|&id| {
+        state.vm(id.vm).is_none_or(|vm| {
+            let snap = vm.snap(id.vcpu);
+            !snap.holds() && !snap.spins()
+        })
+    })
 }
 
 /// Tells the running vCPUs of one VM whether a queue of theirs is stuck; `here` is the current vCPU

@@ -249,7 +249,7 @@ impl Supervisor {
             if work || beat.is_multiple_of(STALL_BEATS) {
                 self.looks = looks;
             }
-            work || beat % STALL_BEATS != 0
+            work || !beat.is_multiple_of(STALL_BEATS)
         };
         if !agents_work {
             tracing::error!("An agent does not look any more: the watchdog will end the daemon");
