@@ -73,18 +73,10 @@ pub(crate) fn account(
 }
 
 fn came(state: &mut State, id: VcpuId, time_ns: u64) {
-    let (vclock_ns, slack_ns) = (state.vclock_ns, state.params.slice_ns);
+    state.forgo_credit(id.vm);
     let Some(vm) = state.vm_mut(id.vm) else {
         return;
     };
-    if vm
-        .vcpus
-        .iter()
-        .flatten()
-        .all(|vcpu| vcpu.status == Status::Blocked)
-    {
-        vm.policy.ledger.wake(vclock_ns, slack_ns);
-    }
     vm.running.insert(id.vcpu);
     let Some(vcpu) = vm.vcpu_mut(id.vcpu) else {
         return;

@@ -11,7 +11,7 @@ pub(crate) fn update(state: &mut State, spec: VmSpec) -> Option<VmSpec> {
     if let Some(vm) = known.and_then(|vm| state.vm_mut(vm)) {
         return Some(vm.set_spec(spec));
     }
-    let entry = VmEntry::new(spec, state.vclock_ns);
+    let entry = VmEntry::new(spec, state.vclock_ns(None).unwrap_or(0));
     match state.vms.iter_mut().find(|vm| vm.is_none()) {
         Some(free) => *free = Some(entry),
         None => state.vms.push(Some(entry)),

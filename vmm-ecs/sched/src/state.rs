@@ -286,6 +286,9 @@ pub(crate) struct HostCounters {
     pub(crate) decision: Histogram,
 }
 
+/// Slices of virtual time that a VM may lag behind the others.
+const CREDIT_SLICES: u64 = 4;
+
 /// Everything behind the lock.
 #[derive(Debug)]
 pub(crate) struct State {
@@ -295,8 +298,6 @@ pub(crate) struct State {
     pub(crate) pcpus: Vec<Pcpu>,
     /// pCPUs whose agents should look at once.
     pub(crate) kicks: Vec<usize>,
-    /// Virtual time of the VM last picked: where a newcomer starts.
-    pub(crate) vclock_ns: u64,
     pub(crate) host: HostCounters,
 }
 
@@ -308,7 +309,6 @@ impl State {
             by_tid: HashMap::new(),
             pcpus: cpus.iter().map(|&cpu| Pcpu::new(cpu, now_ns)).collect(),
             kicks: Vec::new(),
-            vclock_ns: 0,
             host: HostCounters::default(),
         }
     }
@@ -319,6 +319,36 @@ impl State {
 
     pub(crate) fn vm_mut(&mut self, index: usize) -> Option<&mut VmEntry> {
         self.vms.get_mut(index)?.as_mut()
+    }
+
+    /// Least virtual time of the VMs with work, but for one; `None` if there is no other.
+    pub(crate) fn vclock_ns(&self, except: Option<usize>) -> Option<u64> {
+        let active = |vm: &VmEntry| {
+            vm.vcpus
+                .iter()
+                .flatten()
+                .any(|vcpu| vcpu.status != Status::Blocked)
+        };
+        self.vms
+            .iter()
+            .enumerate()
+            .filter(|(index, _)| Some(*index) != except)
+            .filter_map(|(_, vm)| vm.as_ref())
+            .filter(|vm| active(vm))
+            .map(|vm| vm.policy.ledger.vtime_ns())
+            .min()
+    }
+
+    /// A VM that slept, or only spun without hope, may stand at most a few slices behind the others:
+    /// time it did not use is no credit.
+    pub(crate) fn forgo_credit(&mut self, vm: usize) {
+        let slack_ns = CREDIT_SLICES * self.params.slice_ns;
+        let Some(vclock_ns) = self.vclock_ns(Some(vm)) else {
+            return;
+        };
+        if let Some(vm) = self.vm_mut(vm) {
+            vm.policy.ledger.wake(vclock_ns, slack_ns);
+        }
     }
 
     /// Shows every guest that the host is alive.

@@ -1,0 +1,115 @@
+//! The landing page.
+
+use std::fmt::Write;
+
+use ecs_stats::StatsError;
+
+use crate::exporter::chain;
+
+const HEAD: &str = "<!doctype html>
+<html lang=\"en\">
+<head>
+<meta charset=\"utf-8\">
+<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">
+<title>ecs-exporter</title>
+<style>
+:root { color-scheme: light dark; }
+body { font: 1rem/1.5 system-ui, sans-serif; max-width: 44rem; margin: 2rem auto; padding: 0 1rem;
+  background: light-dark(#fff, #16181d); color: light-dark(#1b1f24, #e3e6ea); }
+a { color: light-dark(#0b57d0, #8ab4f8); }
+.bad { color: light-dark(#b3261e, #f2b8b5); }
+footer { margin-top: 2rem; font-size: 0.875rem; opacity: 0.8; }
+</style>
+</head>
+<body>
+<main>
+<h1>ecs-exporter</h1>
+<p>Prometheus metrics of vmm-ecs: slice extensions, critical preemptions and fairness per VM.</p>
+<ul>
+<li><a href=\"/metrics\">Metrics</a></li>
+<li><a href=\"/-/healthy\">Healthy</a></li>
+<li><a href=\"/-/ready\">Ready</a></li>
+</ul>
+";
+
+/// The page, with the names of the VMs or the reason why there are none.
+pub(crate) fn landing(vms: Result<Vec<String>, StatsError>) -> String {
+    let mut page = HEAD.to_owned();
+    page.push_str("<h2>VMs</h2>\n");
+    match vms {
+        Ok(names) if names.is_empty() => page.push_str("<p>None yet.</p>\n"),
+        Ok(names) => {
+            page.push_str("<ul>\n");
+            for name in names {
+                let (path, text) = (percent_encode(&name), escape(&name));
+                // Writing to a String cannot fail.
+                let _ = writeln!(page, "<li><a href=\"/metrics/vm/{path}\">{text}</a></li>");
+            }
+            page.push_str("</ul>\n");
+        }
+        Err(error) => {
+            let _ = writeln!(page, "<p class=\"bad\">{}</p>", escape(&chain(&error)));
+        }
+    }
+    let (version, revision) = (env!("CARGO_PKG_VERSION"), env!("ECS_BUILD_REVISION"));
+    let _ = writeln!(
+        page,
+        "</main>\n<footer>Version {version}, revision {revision}</footer>\n</body>\n</html>"
+    );
+    page
+}
+
+fn escape(text: &str) -> String {
+    text.chars()
+        .fold(String::with_capacity(text.len()), |mut out, c| {
+            match c {
+                '&' => out.push_str("&amp;"),
+                '<' => out.push_str("&lt;"),
+                '>' => out.push_str("&gt;"),
+                '"' => out.push_str("&quot;"),
+                '\'' => out.push_str("&#39;"),
+                c => out.push(c),
+            }
+            out
+        })
+}
+
+/// One path segment: everything but unreserved characters is encoded.
+fn percent_encode(text: &str) -> String {
+    text.bytes()
+        .fold(String::with_capacity(text.len()), |mut out, byte| {
+            match byte {
+                b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => {
+                    out.push(char::from(byte));
+                }
+                byte => {
+                    let _ = write!(out, "%{byte:02X}");
+                }
+            }
+            out
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hostile_names_stay_text() {
+        let page = landing(Ok(vec!["<b>\"&'/ü".into()]));
+        assert!(
+            page.contains("/metrics/vm/%3Cb%3E%22%26%27%2F%C3%BC\""),
+            "{page}"
+        );
+        assert!(page.contains(">&lt;b&gt;&quot;&amp;&#39;/ü</a>"), "{page}");
+        assert!(!page.contains("<b>"));
+    }
+
+    #[test]
+    fn the_reason_is_shown() {
+        let page = landing(Err(StatsError::Absent {
+            path: "/run/<x>".into(),
+        }));
+        assert!(page.contains("No stats socket at /run/&lt;x&gt;"), "{page}");
+    }
+}
