@@ -1,0 +1,121 @@
+//! Queue lock (MCS): each vCPU spins on a word of its own.
+
+use crate::atomic::{AtomicU32, Ordering, pause};
+use crate::vcpu::{Annotate, Spin, WaitFor};
+
+const WAITING: u32 = 0;
+const GRANTED: u32 = 1;
+
+/// A vCPU's place in the queue of one lock.
+#[repr(C, align(64))]
+#[derive(Debug, Default)]
+struct Node {
+    granted: AtomicU32,
+    /// vCPU that comes next, plus one.
+    next: AtomicU32,
+}
+
+/// A queue lock for vCPUs `0..N`. All zero is unlocked.
+///
+/// There is one node a vCPU, so a vCPU must not take the same lock twice.
+#[repr(C, align(64))]
+#[derive(Debug)]
+pub struct QueueLock<const N: usize> {
+    /// Last vCPU in the queue, plus one.
+    tail: AtomicU32,
+    /// vCPU that holds the lock, plus one. A hint: written after the lock is taken.
+    holder: AtomicU32,
+    nodes: [Node; N],
+}
+
+/// Unlocks when dropped.
+#[derive(Debug)]
+#[must_use = "the lock is released when the guard is dropped"]
+pub struct QueueGuard<'l, A: Annotate> {
+    tail: &'l AtomicU32,
+    node: &'l Node,
+    nodes: &'l [Node],
+    vcpu: &'l A,
+    waited: bool,
+}
+
+impl<const N: usize> Default for QueueLock<N> {
+    fn default() -> Self {
+        Self {
+            tail: AtomicU32::new(0),
+            holder: AtomicU32::new(0),
+            nodes: core::array::from_fn(|_| Node::default()),
+        }
+    }
+}
+
+/// Node of the vCPU whose number plus one is `place`.
+fn node_at(nodes: &[Node], place: u32) -> Option<&Node> {
+    nodes.get(usize::try_from(place.checked_sub(1)?).ok()?)
+}
+
+impl<const N: usize> QueueLock<N> {
+    /// Takes the lock, spinning; `None` for a vCPU without a node.
+    pub fn lock<'l, A: Annotate>(&'l self, vcpu: &'l A) -> Option<QueueGuard<'l, A>> {
+        let me = vcpu.number().checked_add(1)?;
+        let node = node_at(&self.nodes, me)?;
+        node.granted.store(WAITING, Ordering::Relaxed);
+        node.next.store(0, Ordering::Relaxed);
+        let outer = vcpu.wait_enter();
+        let before = self.tail.swap(me, Ordering::AcqRel);
+        let ahead = node_at(&self.nodes, before);
+        if let Some(ahead) = ahead {
+            ahead.next.store(me, Ordering::Release);
+            let holder = self.holder.load(Ordering::Relaxed);
+            let wait = WaitFor { word: &node.granted, mask: u32::MAX, value: GRANTED, holder };
+            vcpu.wait_spin(&wait);
+            let mut spin = Spin::default();
+            while !wait.ended() {
+                if vcpu.spin(&mut spin) {
+                    vcpu.wait_holder(self.holder.load(Ordering::Relaxed));
+                }
+            }
+        }
+        vcpu.enter_non_preemptable();
+        vcpu.wait_end(outer);
+        self.holder.store(me, Ordering::Relaxed);
+        let waited = ahead.is_some();
+        Some(QueueGuard { tail: &self.tail, node, nodes: &self.nodes, vcpu, waited })
+    }
+}
+
+impl<A: Annotate> QueueGuard<'_, A> {
+    /// Whether the lock was taken from another vCPU.
+    #[must_use]
+    pub fn waited(&self) -> bool {
+        self.waited
+    }
+
+    fn unlock(&self) {
+        let me = self.vcpu.number().wrapping_add(1);
+        let mut next = self.node.next.load(Ordering::Acquire);
+        if next == 0 {
+            if self.tail.compare_exchange(me, 0, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
+                return;
+            }
+            // A successor has taken its place and is about to say so.
+            loop {
+                next = self.node.next.load(Ordering::Acquire);
+                if next != 0 {
+                    break;
+                }
+                pause();
+            }
+        }
+        if let Some(successor) = node_at(self.nodes, next) {
+            successor.granted.store(GRANTED, Ordering::Release);
+        }
+    }
+}
+
+impl<A: Annotate> Drop for QueueGuard<'_, A> {
+    fn drop(&mut self) {
+        self.unlock();
+        self.vcpu.leave_non_preemptable();
+    }
+}

@@ -1,0 +1,265 @@
+//! The daemon: wires devices, controller and statistics together, and decides nothing itself.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use ecs_device::{Device, DeviceConfig, DeviceError, VmSink, VmView};
+use ecs_sched::observe::{ObserveError, Observer};
+use ecs_sched::sys::CpuSet;
+use ecs_sched::userspace::{StartError, UserspaceConfig, UserspaceController};
+use ecs_sched::{Controller, VmSpec};
+use ecs_stats::{StatsError, StatsServer};
+
+use crate::config::{Config, ControllerChoice, VmSection};
+
+/// Time between two looks at the watched directory.
+const WATCH: Duration = Duration::from_secs(1);
+
+/// Why the daemon cannot start.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum DaemonError {
+    #[error("Cannot make the runtime directory {path}: run as root, or set host.runtime_dir")]
+    RuntimeDir {
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("Cannot start the userspace controller")]
+    Userspace(#[from] StartError),
+    #[error("Cannot start the observer")]
+    Observe(#[from] ObserveError),
+    #[error("Cannot serve VM {name}")]
+    Device {
+        name: String,
+        #[source]
+        source: DeviceError,
+    },
+    #[error("Cannot serve statistics")]
+    Stats(#[from] StatsError),
+    #[error("Cannot find out which CPUs are online")]
+    Online(#[source] std::io::Error),
+    #[error("Cannot find the program of this process, for its watchdog")]
+    Program(#[source] std::io::Error),
+}
+
+/// A running daemon; dropping it puts every thread back and removes every socket.
+pub(crate) struct Daemon {
+    devices: BTreeMap<String, (Device, VmSection)>,
+    sink: Arc<Sink>,
+    config: Config,
+    stats: Option<StatsServer>,
+}
+
+/// Hands what devices report to the controller, with what the operator wants for each VM.
+struct Sink {
+    controller: Arc<dyn Controller>,
+    wanted: Mutex<BTreeMap<String, VmSection>>,
+}
+
+impl VmSink for Sink {
+    fn update(&self, view: VmView) {
+        let wanted = self.wanted.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(section) = wanted.get(&view.name) else { return };
+        self.controller.update(VmSpec {
+            weight: section.weight,
+            enabled: section.enabled,
+            name: view.name,
+            pid: view.pid,
+            slots: view.slots,
+            doorbells: view.doorbells,
+            generation: view.generation,
+        });
+    }
+
+    fn gone(&self, name: &str) {
+        self.controller.gone(name);
+    }
+}
+
+impl Daemon {
+    /// Starts everything the configuration names.
+    pub(crate) fn start(config: Config) -> Result<Self, DaemonError> {
+        std::fs::create_dir_all(&config.runtime_dir).map_err(|source| {
+            DaemonError::RuntimeDir { path: config.runtime_dir.clone(), source }
+        })?;
+        let controller = start_controller(&config)?;
+        let sink = Arc::new(Sink { controller: controller.clone(), wanted: Mutex::default() });
+        let stats = StatsServer::bind(
+            &config.stats_socket(),
+            config.socket_mode,
+            Arc::new(move || controller.snapshot()),
+        )?;
+        let vms = config.vms.clone();
+        let mut daemon = Self { devices: BTreeMap::new(), sink, config, stats: Some(stats) };
+        for vm in vms {
+            daemon.add(vm)?;
+        }
+        Ok(daemon)
+    }
+
+    /// Runs until `stop` is set, looking after the watched directory.
+    pub(crate) fn run(&mut self, stop: &AtomicBool) {
+        let mut refused = BTreeMap::new();
+        while !stop.load(Ordering::Acquire) {
+            if let Some(dir) = self.config.vms_dir.clone() {
+                self.follow(&dir, &mut refused);
+            }
+            // A signal ends the wait early.
+            std::thread::park_timeout(WATCH);
+        }
+    }
+
+    fn add(&mut self, vm: VmSection) -> Result<(), DaemonError> {
+        let name = vm.name.clone();
+        self.wanted().insert(name.clone(), vm.clone());
+        let device = DeviceConfig {
+            name: name.clone(),
+            socket: self.config.socket_of(&vm),
+            socket_mode: self.config.socket_mode,
+            nr_doorbells: vm.doorbells,
+            extension_ns: u32::try_from(self.config.params.extension_ns).unwrap_or(u32::MAX),
+            slice_ns: u32::try_from(self.config.params.slice_ns).unwrap_or(u32::MAX),
+            state_dir: Some(self.config.runtime_dir.clone()),
+        };
+        tracing::info!(vm = name, socket = %device.socket.display(), "Serving a VM");
+        match Device::bind(device, self.sink.clone()) {
+            Ok(device) => {
+                self.devices.insert(name, (device, vm));
+                Ok(())
+            }
+            Err(source) => {
+                self.wanted().remove(&name);
+                Err(DaemonError::Device { name, source })
+            }
+        }
+    }
+
+    fn wanted(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, VmSection>> {
+        self.sink.wanted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn remove(&mut self, name: &str) {
+        if let Some((device, _)) = self.devices.remove(name) {
+            tracing::info!(vm = name, "Serving a VM no longer");
+            device.stop();
+        }
+        self.wanted().remove(name);
+    }
+
+    /// Makes the VMs served those of the directory and of the configuration. A definition that
+    /// cannot be used is logged once per content, and leaves the VM as it was.
+    fn follow(&mut self, dir: &Path, refused: &mut BTreeMap<String, String>) {
+        let defined = match read_definitions(dir) {
+            Ok(defined) => defined,
+            Err(error) => {
+                if refused.insert(String::new(), error.clone()).as_deref() != Some(&error) {
+                    tracing::warn!(dir = %dir.display(), error, "Cannot read VM definitions");
+                }
+                return;
+            }
+        };
+        let fixed = |name: &str| self.config.vms.iter().any(|vm| vm.name == name);
+        let gone: Vec<String> = self
+            .devices
+            .keys()
+            .filter(|name| !defined.contains_key(*name) && !fixed(name))
+            .cloned()
+            .collect();
+        for name in gone {
+            self.remove(&name);
+        }
+        for (name, definition) in defined {
+            let result = definition.and_then(|vm| {
+                if self.devices.get(&name).is_some_and(|(_, old)| *old == vm) {
+                    return Ok(());
+                }
+                self.remove(&name);
+                self.add(vm).map_err(|error| format!("{:#}", anyhow::Error::from(error)))
+            });
+            match result {
+                Ok(()) => drop(refused.remove(&name)),
+                Err(error) => {
+                    if refused.insert(name.clone(), error.clone()).as_deref() != Some(&error) {
+                        tracing::warn!(vm = name, error, "Cannot use a VM definition");
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        while let Some((_, (device, _))) = self.devices.pop_first() {
+            device.stop();
+        }
+        if let Some(stats) = self.stats.take() {
+            stats.stop();
+        }
+    }
+}
+
+type Definition = Result<VmSection, String>;
+
+/// Reads every `NAME.toml` of a directory.
+fn read_definitions(dir: &Path) -> Result<BTreeMap<String, Definition>, String> {
+    let mut found = BTreeMap::new();
+    for entry in std::fs::read_dir(dir).map_err(|error| error.to_string())? {
+        let path = entry.map_err(|error| error.to_string())?.path();
+        if path.extension().is_none_or(|extension| extension != "toml") {
+            continue;
+        }
+        let Some(name) = path.file_stem().and_then(|name| name.to_str()) else { continue };
+        let definition = std::fs::read_to_string(&path)
+            .map_err(|error| error.to_string())
+            .and_then(|text| toml::from_str(&text).map_err(|error| error.to_string()))
+            .map(|vm: VmSection| VmSection { name: name.to_owned(), ..vm })
+            .and_then(|vm| vm.check().map(|()| vm).map_err(|error| error.to_string()));
+        found.insert(name.to_owned(), definition);
+    }
+    Ok(found)
+}
+
+fn start_controller(config: &Config) -> Result<Arc<dyn Controller>, DaemonError> {
+    let observe = || -> Result<Arc<dyn Controller>, DaemonError> {
+        Ok(Arc::new(Observer::start(config.params)?))
+    };
+    if config.controller == ControllerChoice::Observe {
+        return observe();
+    }
+    let pcpus = match &config.pcpus {
+        Some(pcpus) => pcpus.clone(),
+        None => CpuSet::online().map_err(DaemonError::Online)?,
+    };
+    let program = std::env::current_exe().map_err(DaemonError::Program)?;
+    let watchdog = vec![
+        program.to_string_lossy().into_owned(),
+        "watchdog".to_owned(),
+        "--daemon".to_owned(),
+        std::process::id().to_string(),
+        "--journal".to_owned(),
+        config.journal().to_string_lossy().into_owned(),
+    ];
+    let started = UserspaceController::start(UserspaceConfig {
+        params: config.params,
+        pcpus,
+        mechanism: config.mechanism,
+        journal: config.journal(),
+        watchdog: Some(watchdog),
+    });
+    match started {
+        Ok(controller) => Ok(Arc::new(controller)),
+        // Only what this host cannot do is a reason to observe: not a mistake in the configuration.
+        Err(error @ StartError::Agent { .. }) if config.controller == ControllerChoice::Auto => {
+            tracing::warn!(
+                error = format!("{:#}", anyhow::Error::from(error)),
+                "This host does not let vmm-ecs steer: observing only"
+            );
+            observe()
+        }
+        Err(error) => Err(error.into()),
+    }
+}

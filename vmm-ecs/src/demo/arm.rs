@@ -1,0 +1,47 @@
+//! The arms of a comparison.
+
+use serde::{Deserialize, Serialize};
+
+use crate::config::{ConfigFile, ControllerChoice};
+
+/// How the host schedules the VMs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Arm {
+    /// The host's own scheduler; vmm-ecs observes.
+    Stock,
+    /// The controller rotates vCPUs, without extensions and queue rules.
+    Rotate,
+    /// The controller extends holders, without the queue rules.
+    HolderOnly,
+    /// All of eCS.
+    Ecs,
+}
+
+impl Arm {
+    /// The arms of the demo, in order.
+    pub(crate) const DEMO: [Self; 3] = [Self::Stock, Self::Rotate, Self::Ecs];
+
+    /// Name for people.
+    pub(crate) fn title(self) -> &'static str {
+        match self {
+            Self::Stock => "stock scheduler",
+            Self::Rotate => "controller, no extensions",
+            Self::HolderOnly => "extensions, no queue rules",
+            Self::Ecs => "eCS",
+        }
+    }
+
+    /// Turns a configuration into this arm's.
+    pub(crate) fn apply(self, file: &mut ConfigFile) {
+        let (controller, extensions, queue_rules) = match self {
+            Self::Stock => (ControllerChoice::Observe, false, false),
+            Self::Rotate => (ControllerChoice::Userspace, false, false),
+            Self::HolderOnly => (ControllerChoice::Userspace, true, false),
+            Self::Ecs => (ControllerChoice::Userspace, true, true),
+        };
+        file.host.controller = controller;
+        file.policy.extensions = extensions;
+        file.policy.queue_rules = queue_rules;
+    }
+}

@@ -1,0 +1,178 @@
+//! The bars the project sets itself, measured: `vmm-ecs demo --bars`.
+
+use serde::{Deserialize, Serialize};
+
+use super::measure::{Bench, RunReport};
+use super::{Arm, DemoOptions, Report, Scenario, compare, median};
+
+/// One promise, what was measured, and whether it holds.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Bar {
+    /// What is promised.
+    pub(crate) name: String,
+    /// The scenario.
+    pub(crate) scenario: String,
+    /// `>=` or `<=`.
+    pub(crate) direction: String,
+    /// The bar.
+    pub(crate) bar: f64,
+    /// The figure, a median over the runs.
+    pub(crate) measured: Option<f64>,
+    /// Whether it holds.
+    pub(crate) holds: bool,
+}
+
+/// All of them, with the reports they come from.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Bars {
+    /// The promises.
+    pub(crate) bars: Vec<Bar>,
+    /// The comparisons behind them.
+    pub(crate) reports: Vec<Report>,
+}
+
+struct Case {
+    name: &'static str,
+    scenario: Scenario,
+    arms: &'static [Arm],
+    alone: bool,
+    checks: &'static [(&'static str, Direction, f64, Figure)],
+}
+
+#[derive(Clone, Copy)]
+enum Direction {
+    AtLeast,
+    AtMost,
+}
+
+type Figure = fn(&Report) -> Option<f64>;
+
+const STOCK_AND_ECS: &[Arm] = &[Arm::Stock, Arm::Ecs];
+const ONLY_ECS: &[Arm] = &[Arm::Ecs];
+
+fn ecs_runs(report: &Report) -> Option<&[RunReport]> {
+    report.arms.iter().find(|arm| arm.arm == Arm::Ecs).map(|arm| arm.runs.as_slice())
+}
+
+fn of_ecs(report: &Report, field: fn(&RunReport) -> f64) -> Option<f64> {
+    Some(median(&ecs_runs(report)?.iter().map(field).collect::<Vec<_>>()))
+}
+
+/// Excess of the first VM over its entitlement, percent.
+fn first_vm_gain(run: &RunReport) -> f64 {
+    run.vms.first().map_or(0.0, |vm| (vm.cpu_s / vm.entitled_s - 1.0) * 100.0)
+}
+
+fn cases(base: &Scenario) -> Vec<Case> {
+    use Direction::{AtLeast, AtMost};
+    let long = Scenario { seconds: 10.0, ..base.clone() };
+    vec![
+        Case {
+            name: "ticket lock, 2 VMs x 2 vCPUs",
+            scenario: base.clone(),
+            arms: &Arm::DEMO,
+            alone: true,
+            checks: &[
+                ("throughput_ratio", AtLeast, 1.5, |r| r.throughput_ratio),
+                ("extension_ratio", AtLeast, 1.2, |r| r.extension_ratio),
+                ("efficiency", AtLeast, 0.95, |r| r.efficiency),
+                ("avoided_ratio", AtLeast, 0.99, |r| r.avoided_ratio),
+                ("decision_median_ns", AtMost, 1000.0, |r| {
+                    of_ecs(r, |run| run.decision_median_ns as f64)
+                }),
+            ],
+        },
+        Case {
+            name: "convoy, 2 VMs x 4 vCPUs",
+            scenario: Scenario { vcpus: 4, ..base.clone() },
+            arms: STOCK_AND_ECS,
+            alone: true,
+            checks: &[
+                ("throughput_ratio", AtLeast, 200.0, |r| r.throughput_ratio),
+                ("share_deviation_percent", AtMost, 1.0, |r| r.share_deviation_percent),
+                ("efficiency", AtLeast, 0.95, |r| r.efficiency),
+            ],
+        },
+        Case {
+            name: "ticket lock, 3 VMs x 2 vCPUs",
+            scenario: Scenario { vms: 3, ..base.clone() },
+            arms: STOCK_AND_ECS,
+            alone: false,
+            checks: &[("throughput_ratio", AtLeast, 2.0, |r| r.throughput_ratio)],
+        },
+        Case {
+            name: "fairness, both enlightened, 10 s",
+            scenario: long.clone(),
+            arms: ONLY_ECS,
+            alone: false,
+            checks: &[("share_deviation_percent", AtMost, 0.5, |r| r.share_deviation_percent)],
+        },
+        Case {
+            name: "fairness, one enlightened, 10 s",
+            scenario: Scenario { unhinted: vec![1], ..long.clone() },
+            arms: ONLY_ECS,
+            alone: false,
+            checks: &[("share_deviation_percent", AtMost, 0.5, |r| r.share_deviation_percent)],
+        },
+        Case {
+            name: "fairness, weights 1:3, 10 s",
+            scenario: Scenario { weights: vec![100, 300], ..long.clone() },
+            arms: ONLY_ECS,
+            alone: false,
+            checks: &[("share_deviation_percent", AtMost, 1.0, |r| r.share_deviation_percent)],
+        },
+        Case {
+            name: "fairness, the first VM pins its counts, 10 s",
+            scenario: Scenario { pinning: vec![0], ..long },
+            arms: ONLY_ECS,
+            alone: false,
+            checks: &[("gain_percent", AtMost, 0.5, |r| of_ecs(r, first_vm_gain))],
+        },
+        Case {
+            name: "no locks, 2 VMs x 2 vCPUs",
+            scenario: Scenario { workload: "compute".to_owned(), ..base.clone() },
+            arms: STOCK_AND_ECS,
+            alone: false,
+            checks: &[("controller_cpu_percent", AtMost, 0.5, |r| {
+                of_ecs(r, |run| run.controller_cpu_percent)
+            })],
+        },
+    ]
+}
+
+/// Measures every bar.
+pub(crate) fn run_bars(options: &DemoOptions, say: &dyn Fn(&str)) -> anyhow::Result<Bars> {
+    let bench = Bench::new(options)?;
+    let mut bars = Vec::new();
+    let mut reports = Vec::new();
+    for case in cases(&options.scenario) {
+        say(&format!("\n== {}", case.name));
+        let options = DemoOptions {
+            scenario: case.scenario,
+            arms: case.arms.to_vec(),
+            alone: case.alone,
+            ..options.clone()
+        };
+        let report = compare(&bench, &options, say)?;
+        for (name, direction, bar, figure) in case.checks {
+            let measured = figure(&report);
+            let (sign, holds) = match direction {
+                Direction::AtLeast => (">=", measured.is_some_and(|value| value >= *bar)),
+                Direction::AtMost => ("<=", measured.is_some_and(|value| value <= *bar)),
+            };
+            let shown = measured.map_or_else(|| "-".to_owned(), |value| format!("{value:.3}"));
+            let verdict = if holds { "holds" } else { "MISSED" };
+            say(&format!("{name:<26} {shown:>12}  {sign} {bar:<8} {verdict}"));
+            bars.push(Bar {
+                name: (*name).to_owned(),
+                scenario: case.name.to_owned(),
+                direction: sign.to_owned(),
+                bar: *bar,
+                measured,
+                holds,
+            });
+        }
+        reports.push(report);
+    }
+    Ok(Bars { bars, reports })
+}

@@ -1,0 +1,282 @@
+//! `vmm-ecs demo`: two or more over-committed VMs, with and without eCS, in one run.
+//!
+//! Every arm is measured the same way: a daemon of its own (observing, steering without
+//! extensions, or steering with all of eCS), real VMs that connect to it over its sockets, the
+//! same work. Arms are interleaved, run by run, so that whatever else the machine does hits all.
+
+mod arm;
+mod bars;
+mod html;
+mod measure;
+mod table;
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use serde::{Deserialize, Serialize};
+
+pub(crate) use arm::Arm;
+pub(crate) use bars::run_bars;
+use measure::{Bench, RunReport};
+
+/// What the VMs do, and how long.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Scenario {
+    /// Number of VMs.
+    pub(crate) vms: usize,
+    /// vCPUs a VM.
+    pub(crate) vcpus: usize,
+    /// `ticket`, `queue`, `rwlock`, `irq`, `blocking` or `compute`.
+    pub(crate) workload: String,
+    /// Time inside the section, us.
+    pub(crate) in_us: f64,
+    /// Time between two sections, us.
+    pub(crate) out_us: f64,
+    /// Length of a run, s.
+    pub(crate) seconds: f64,
+    /// Runs an arm.
+    pub(crate) runs: usize,
+    /// `auto`, `kvm` or `thread`.
+    pub(crate) kind: String,
+    /// Weight of each VM; 100 where none is given.
+    pub(crate) weights: Vec<u32>,
+    /// VMs, by index, that annotate nothing.
+    pub(crate) unhinted: Vec<usize>,
+    /// VMs, by index, that pin their counts for ever.
+    pub(crate) pinning: Vec<usize>,
+}
+
+impl Default for Scenario {
+    fn default() -> Self {
+        Self {
+            vms: 2,
+            vcpus: 2,
+            workload: "ticket".to_owned(),
+            in_us: 5.0,
+            out_us: 5.0,
+            seconds: 2.0,
+            runs: 5,
+            kind: "auto".to_owned(),
+            weights: Vec::new(),
+            unhinted: Vec::new(),
+            pinning: Vec::new(),
+        }
+    }
+}
+
+/// What a whole demo found; `--json` writes it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Report {
+    /// The machine.
+    pub(crate) machine: Machine,
+    /// What was run.
+    pub(crate) scenario: Scenario,
+    /// How the vCPUs were run, and why so.
+    pub(crate) vcpus_are: String,
+    /// One VM alone, stock scheduler: lock operations a second, median.
+    pub(crate) alone_ops_per_s: Option<f64>,
+    /// The arms, in order.
+    pub(crate) arms: Vec<ArmReport>,
+    /// eCS against stock: lock operations a second of all VMs, ratio of medians.
+    pub(crate) throughput_ratio: Option<f64>,
+    /// eCS against the same controller without extensions.
+    pub(crate) extension_ratio: Option<f64>,
+    /// eCS against what one VM alone reaches, shared among all.
+    pub(crate) efficiency: Option<f64>,
+    /// Extensions that ended because the section ended, over all slice ends inside a section.
+    pub(crate) avoided_ratio: Option<f64>,
+    /// Largest deviation of a VM's share of CPU time from its entitlement, percent, eCS arm, median
+    /// of the runs.
+    pub(crate) share_deviation_percent: Option<f64>,
+}
+
+/// One arm.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct ArmReport {
+    /// Which.
+    pub(crate) arm: Arm,
+    /// Lock operations a second of all VMs, median of the runs.
+    pub(crate) ops_per_s: f64,
+    /// Lowest and highest run.
+    pub(crate) ops_per_s_range: (f64, f64),
+    /// Every run.
+    pub(crate) runs: Vec<RunReport>,
+}
+
+/// What the figures were measured on.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Machine {
+    pub(crate) cpu: String,
+    pub(crate) online_cpus: String,
+    pub(crate) kernel: String,
+    pub(crate) hz: Option<String>,
+    pub(crate) load_average: String,
+}
+
+impl Machine {
+    fn read() -> Self {
+        let first = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+        let cpu = first("/proc/cpuinfo")
+            .lines()
+            .find_map(|line| line.strip_prefix("model name")?.split_once(": "))
+            .map_or_else(|| "unknown".to_owned(), |(_, name)| name.to_owned());
+        Self {
+            cpu,
+            online_cpus: first("/sys/devices/system/cpu/online").trim().to_owned(),
+            kernel: first("/proc/sys/kernel/osrelease").trim().to_owned(),
+            hz: None,
+            load_average: first("/proc/loadavg").trim().to_owned(),
+        }
+    }
+}
+
+/// What the command line asks for.
+#[derive(Debug, Clone)]
+pub(crate) struct DemoOptions {
+    pub(crate) scenario: Scenario,
+    pub(crate) arms: Vec<Arm>,
+    /// Measure one VM alone too, for the efficiency.
+    pub(crate) alone: bool,
+    pub(crate) pcpus: Option<String>,
+    pub(crate) mechanism: String,
+    pub(crate) json: Option<PathBuf>,
+    pub(crate) html: Option<PathBuf>,
+    pub(crate) keep: bool,
+    pub(crate) quiet: bool,
+}
+
+/// Runs the demo and prints what it found.
+pub(crate) fn run(options: &DemoOptions) -> anyhow::Result<()> {
+    let json_to_stdout = options.json.as_deref() == Some(Path::new("-"));
+    let bench = Bench::new(options)?;
+    let exporter = bench.start_exporter();
+    let say = |text: &str| {
+        if !options.quiet {
+            // Progress is not the result: it must not get into piped JSON.
+            let _ = writeln!(std::io::stderr(), "{text}");
+        }
+    };
+    match &exporter {
+        Ok(exporter) => say(&format!("Live metrics: {}", exporter.address)),
+        Err(error) => say(&format!("No live metrics: {error:#}")),
+    }
+    let report = compare(&bench, options, &say)?;
+    let html = options.html.clone().unwrap_or_else(|| bench.report_path());
+    std::fs::write(&html, html::render(&report))
+        .with_context(|| format!("Cannot write the report {}", html.display()))?;
+    if let Some(path) = &options.json {
+        let text = serde_json::to_string_pretty(&report)?;
+        if json_to_stdout {
+            println!("{text}");
+        } else {
+            std::fs::write(path, text)
+                .with_context(|| format!("Cannot write {}", path.display()))?;
+        }
+    }
+    let table = table::render(&report);
+    if json_to_stdout {
+        say(&table);
+    } else {
+        println!("{table}");
+    }
+    say(&format!("Report with plots: {}", html.display()));
+    if options.keep {
+        say("Staying up with eCS on; press Ctrl-C to end.");
+        bench.stay_up()?;
+    }
+    Ok(())
+}
+
+/// Runs every arm of a scenario, interleaved.
+pub(crate) fn compare(
+    bench: &Bench,
+    options: &DemoOptions,
+    say: &dyn Fn(&str),
+) -> anyhow::Result<Report> {
+    let scenario = &options.scenario;
+    if scenario.vms == 0 || scenario.vcpus == 0 || scenario.runs == 0 {
+        bail!("A demo needs at least one VM, one vCPU and one run");
+    }
+    let machine = Machine::read();
+    let alone = Scenario { vms: 1, ..scenario.clone() };
+    let nr_alone = if options.alone { scenario.runs.min(3) } else { 0 };
+    let total = scenario.runs * options.arms.len() + nr_alone;
+    let mut done = 0;
+    let mut progress = |name: &str, run: &RunReport| {
+        done += 1;
+        say(&format!("[{done:>2}/{total}] {name:<24} {}", table::one_line(run)));
+    };
+    let mut alone_ops = Vec::new();
+    let mut runs: Vec<Vec<RunReport>> = vec![Vec::new(); options.arms.len()];
+    for index in 0..scenario.runs {
+        if index < nr_alone {
+            let run = bench.run(Arm::Stock, &alone)?;
+            progress("one VM alone", &run);
+            alone_ops.push(run.ops_per_s());
+        }
+        for (arm, runs) in options.arms.iter().zip(&mut runs) {
+            let run = bench.run(*arm, scenario)?;
+            progress(arm.title(), &run);
+            runs.push(run);
+        }
+    }
+    let vcpus_are =
+        runs.iter().flatten().next().map(|run| run.vcpus_are.clone()).unwrap_or_default();
+    let arms: Vec<ArmReport> = options
+        .arms
+        .iter()
+        .zip(runs)
+        .map(|(&arm, runs)| {
+            let ops: Vec<f64> = runs.iter().map(RunReport::ops_per_s).collect();
+            let range = ops.iter().fold((f64::MAX, 0f64), |(low, high), &ops| {
+                (low.min(ops), high.max(ops))
+            });
+            ArmReport { arm, ops_per_s: median(&ops), ops_per_s_range: range, runs }
+        })
+        .collect();
+    let ops_of = |arm: Arm| arms.iter().find(|a| a.arm == arm).map(|a| a.ops_per_s);
+    let ratio = |over: Option<f64>, under: Option<f64>| match (over, under) {
+        (Some(over), Some(under)) if under > 0.0 => Some(over / under),
+        _ => None,
+    };
+    let ecs = arms.iter().find(|a| a.arm == Arm::Ecs);
+    let alone_ops_per_s = (!alone_ops.is_empty()).then(|| median(&alone_ops));
+    Ok(Report {
+        throughput_ratio: ratio(ops_of(Arm::Ecs), ops_of(Arm::Stock)),
+        extension_ratio: ratio(ops_of(Arm::Ecs), ops_of(Arm::Rotate)),
+        efficiency: ratio(ops_of(Arm::Ecs), alone_ops_per_s),
+        avoided_ratio: ecs.and_then(|arm| avoided_ratio(&arm.runs)),
+        share_deviation_percent: ecs.map(|arm| {
+            median(&arm.runs.iter().map(|run| run.share_deviation_percent).collect::<Vec<_>>())
+        }),
+        machine,
+        scenario: scenario.clone(),
+        vcpus_are,
+        alone_ops_per_s,
+        arms,
+    })
+}
+
+/// Extensions that ended because the section ended, over all slice ends inside a section.
+fn avoided_ratio(runs: &[RunReport]) -> Option<f64> {
+    let yielded: u64 = runs.iter().map(|run| run.counters.yielded).sum();
+    let requests: u64 = runs.iter().map(|run| run.counters.requests).sum();
+    (requests > 0).then(|| yielded as f64 / requests as f64)
+}
+
+/// Median; zero for nothing.
+pub(crate) fn median(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let at = |index: usize| sorted.get(index).copied().unwrap_or_default();
+    match sorted.len() {
+        0 => 0.0,
+        n if n % 2 == 1 => at(n / 2),
+        n => (at(n / 2 - 1) + at(n / 2)) / 2.0,
+    }
+}
+
+/// Longest wait for a process of the demo to become ready.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
