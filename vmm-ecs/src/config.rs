@@ -102,8 +102,6 @@ pub(crate) enum ControllerChoice {
 pub(crate) struct PolicySection {
     /// Slice, us.
     pub(crate) slice_us: u64,
-    /// Slice while no guest uses locks, us.
-    pub(crate) quiet_slice_us: u64,
     /// Longest extension, us.
     pub(crate) extension_us: u64,
     /// Debt at which a VM gets no more extensions, us.
@@ -121,7 +119,6 @@ impl Default for PolicySection {
         let params = Params::default();
         Self {
             slice_us: params.slice_ns / 1000,
-            quiet_slice_us: params.quiet_slice_ns / 1000,
             extension_us: params.extension_ns / 1000,
             budget_us: params.budget_ns / 1000,
             cooldown_max: params.cooldown_max,
@@ -208,7 +205,6 @@ impl TryFrom<ConfigFile> for Config {
             .transpose()?;
         let params = Params {
             slice_ns: policy.slice_us.saturating_mul(1000),
-            quiet_slice_ns: policy.quiet_slice_us.saturating_mul(1000),
             extension_ns: policy.extension_us.saturating_mul(1000),
             budget_ns: policy.budget_us.saturating_mul(1000),
             cooldown_max: policy.cooldown_max,

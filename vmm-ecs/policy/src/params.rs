@@ -10,8 +10,6 @@ pub const WEIGHT_RANGE: core::ops::RangeInclusive<u32> = 1..=10_000;
 pub struct Params {
     /// Time a vCPU runs before another one gets the pCPU, ns.
     pub slice_ns: u64,
-    /// Slice while no vCPU of the pCPU is found in a critical section at its slice ends, ns.
-    pub quiet_slice_ns: u64,
     /// Longest extension, ns: a hard stop.
     pub extension_ns: u64,
     /// Debt at which a VM gets no more extensions, ns.
@@ -29,7 +27,6 @@ impl Default for Params {
     fn default() -> Self {
         Self {
             slice_ns: 3_000_000,
-            quiet_slice_ns: 6_000_000,
             extension_ns: 1_000_000,
             budget_ns: 10_000_000,
             cooldown_max: 64,
@@ -67,11 +64,6 @@ impl Params {
                 (500_000..=100_000_000).contains(&self.slice_ns),
                 "slice",
                 "0.5 to 100 ms",
-            ),
-            (
-                self.quiet_slice_ns >= self.slice_ns && self.quiet_slice_ns <= 100_000_000,
-                "quiet_slice",
-                "the slice or longer, and at most 100 ms",
             ),
             (
                 (10_000..=self.slice_ns).contains(&self.extension_ns),

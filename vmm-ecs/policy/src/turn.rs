@@ -186,18 +186,8 @@ impl Turn {
     /// Begins a turn. The slice is shortened by what the VM owes, at most by half, and lengthened
     /// by `bonus_ns` (what the VM before it just paid back) and by the vCPU's credit. Returns the
     /// turn and the time taken back, which is the next VM's bonus.
-    pub fn start(
-        params: &Params,
-        vm: &mut Vm,
-        vcpu: &mut VcpuState,
-        quiet: bool,
-        bonus_ns: u64,
-    ) -> (Self, u64) {
-        let base = if quiet {
-            params.quiet_slice_ns
-        } else {
-            params.slice_ns
-        };
+    pub fn start(params: &Params, vm: &mut Vm, vcpu: &mut VcpuState, bonus_ns: u64) -> (Self, u64) {
+        let base = params.slice_ns;
         let taken = vm.ledger.repay(base / 2);
         let credit = core::mem::take(&mut vcpu.credit_ns).min(base);
         vcpu.cooldown = vcpu.cooldown.saturating_sub(1);

@@ -6,6 +6,9 @@ use crate::perf::{Switch, SwitchKind};
 use crate::state::{State, Status, VcpuId};
 use crate::sys::Tid;
 
+/// Slices of virtual time that a VM which slept may lag behind the others.
+const SLEEPER_SLICES: u64 = 1;
+
 /// Cause of a critical preemption; the index of its counter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Cause {
@@ -73,7 +76,15 @@ pub(crate) fn account(
 }
 
 fn came(state: &mut State, id: VcpuId, time_ns: u64) {
-    state.forgo_credit(id.vm);
+    let slept = state.vm(id.vm).is_some_and(|vm| {
+        vm.vcpus
+            .iter()
+            .flatten()
+            .all(|vcpu| vcpu.status == Status::Blocked)
+    });
+    if slept {
+        state.forgo_credit(id.vm, SLEEPER_SLICES);
+    }
     let Some(vm) = state.vm_mut(id.vm) else {
         return;
     };
@@ -82,6 +93,7 @@ fn came(state: &mut State, id: VcpuId, time_ns: u64) {
         return;
     };
     vcpu.status = Status::Running;
+    vcpu.stale = true;
     vcpu.since_ns = time_ns;
     vcpu.ordered_off = false;
     vcpu.tell_preempted(false);
@@ -110,11 +122,12 @@ fn left(state: &mut State, id: VcpuId, switch: &Switch) {
     vcpu.turn_ran_ns += ran_ns;
     vm.policy.ledger.charge(ran_ns);
     vcpu.since_ns = switch.time_ns;
-    vcpu.status = if switch.kind == SwitchKind::Blocked {
-        Status::Blocked
+    if switch.kind == SwitchKind::Blocked {
+        vcpu.status = Status::Blocked;
+        vm.running.remove(id.vcpu);
     } else {
-        Status::Waiting
-    };
+        vcpu.status = Status::Waiting;
+    }
 }
 
 /// Counts an involuntary deschedule.

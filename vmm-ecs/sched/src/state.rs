@@ -3,12 +3,12 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use ecs_policy::{CsSnapshot, Ledger, Params, Turn, VcpuSet, VcpuState, Vm};
+use ecs_policy::{CsSnapshot, Ledger, Params, Turn, VcpuSet, VcpuState, Vm, Wait};
 use ecs_shm::{VcpuSlots, VmSlots};
 use ecs_stats::Histogram;
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::sys::Tid;
+use crate::sys::{SchedAttr, Tid};
 use crate::threads::ThreadStat;
 use crate::userspace::Role;
 
@@ -44,6 +44,8 @@ pub(crate) enum Status {
 pub(crate) struct Vcpu {
     pub(crate) tid: Tid,
     pub(crate) stat: Option<ThreadStat>,
+    /// How its VMM scheduled it.
+    pub(crate) original: Option<SchedAttr>,
     /// Index of the pCPU it is bound to; `None` where nothing steers it.
     pub(crate) pcpu: Option<usize>,
     pub(crate) policy: VcpuState,
@@ -53,6 +55,8 @@ pub(crate) struct Vcpu {
     pub(crate) since_ns: u64,
     /// The controller took it off the CPU, not the kernel.
     pub(crate) ordered_off: bool,
+    /// It has run since its slots were read last.
+    pub(crate) stale: bool,
     /// CPU time since the controller last looked, ns.
     pub(crate) turn_ran_ns: u64,
     /// It left the CPU inside a critical section, then.
@@ -83,12 +87,14 @@ impl Vcpu {
         Self {
             tid,
             stat,
+            original: None,
             pcpu: None,
             policy: VcpuState::default(),
             slots: None,
             status: Status::Blocked,
             since_ns: now_ns,
             ordered_off: false,
+            stale: true,
             turn_ran_ns: 0,
             critical_since_ns: None,
             yield_bits: 0,
@@ -139,7 +145,8 @@ pub(crate) struct VmEntry {
     pub(crate) running: VcpuSet,
     /// One of its vCPUs stepped aside for a head that is off the CPU.
     pub(crate) stuck: bool,
-    /// Scratch of [`VmEntry::read`].
+    /// What each vCPU was doing when it was read last. The words of a vCPU stand still while it is
+    /// off the CPU: only what it waits for can change then.
     pub(crate) snaps: Vec<CsSnapshot>,
     pub(crate) preemptions: u64,
     /// Critical preemptions: denied, expired, by the host.
@@ -192,6 +199,24 @@ impl VmEntry {
         }));
     }
 
+    /// Reads the slots of one vCPU, if what is known of it may have changed.
+    pub(crate) fn refresh(&mut self, index: usize) {
+        if self.snaps.len() < self.vcpus.len() {
+            self.snaps.resize(self.vcpus.len(), CsSnapshot::default());
+        }
+        let (Some(Some(vcpu)), Some(snap)) = (self.vcpus.get_mut(index), self.snaps.get_mut(index))
+        else {
+            return;
+        };
+        if vcpu.stale || snap.wait != Wait::None {
+            vcpu.stale = false;
+            *snap = vcpu
+                .slots
+                .as_ref()
+                .map_or_else(CsSnapshot::default, |slots| slots.read());
+        }
+    }
+
     /// Last snapshot of one vCPU.
     pub(crate) fn snap(&self, index: usize) -> CsSnapshot {
         self.snaps.get(index).copied().unwrap_or_default()
@@ -240,6 +265,8 @@ pub(crate) struct Pcpu {
     pub(crate) bonus_ns: u64,
     /// Slice ends in a row that met no critical section.
     pub(crate) quiet_turns: u32,
+    /// Its vCPUs are scheduled as their VMMs left them: no guest here uses locks.
+    pub(crate) released: bool,
     /// The thread that had the CPU last, beside the controller's own.
     pub(crate) last_tid: Tid,
     /// The vCPU that had the CPU last.
@@ -264,6 +291,7 @@ impl Pcpu {
             turn: None,
             bonus_ns: 0,
             quiet_turns: 0,
+            released: false,
             last_tid: 0,
             last: None,
             window_since_ns: None,
@@ -285,9 +313,6 @@ pub(crate) struct HostCounters {
     pub(crate) critical_stall: Histogram,
     pub(crate) decision: Histogram,
 }
-
-/// Slices of virtual time that a VM may lag behind the others.
-const CREDIT_SLICES: u64 = 4;
 
 /// Everything behind the lock.
 #[derive(Debug)]
@@ -339,10 +364,10 @@ impl State {
             .min()
     }
 
-    /// A VM that slept, or only spun without hope, may stand at most a few slices behind the others:
-    /// time it did not use is no credit.
-    pub(crate) fn forgo_credit(&mut self, vm: usize) {
-        let slack_ns = CREDIT_SLICES * self.params.slice_ns;
+    /// A VM may stand at most so many slices of virtual time behind the others: time that it did not
+    /// use, asleep or spinning without hope, is no credit.
+    pub(crate) fn forgo_credit(&mut self, vm: usize, slices: u64) {
+        let slack_ns = slices * self.params.slice_ns;
         let Some(vclock_ns) = self.vclock_ns(Some(vm)) else {
             return;
         };

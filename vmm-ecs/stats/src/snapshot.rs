@@ -270,14 +270,24 @@ impl Histogram {
         self.sum_ns = self.sum_ns.saturating_add(other.sum_ns);
     }
 
-    /// Upper bound of the bucket that holds the `q` quantile (0 to 1), ns; `None` if empty.
+    /// The `q` quantile (0 to 1), ns, taking values as evenly spread inside a bucket; `None` if
+    /// empty.
     #[must_use]
     pub fn quantile_ns(&self, q: f64) -> Option<u64> {
         let mut seen = 0u64;
         for (index, bucket) in self.buckets.iter().enumerate() {
             seen += bucket;
             if *bucket > 0 && seen as f64 >= q * self.count as f64 {
-                return Some(1u64 << index);
+                let low = if index == 0 {
+                    0.0
+                } else {
+                    (1u64 << (index - 1)) as f64
+                };
+                let high = (1u64 << index) as f64;
+                let inside = q * self.count as f64 - (seen - bucket) as f64;
+                let value = low + (high - low) * inside / *bucket as f64;
+                #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+                return Some(value.round() as u64);
             }
         }
         None
@@ -303,5 +313,6 @@ mod tests {
         assert_eq!(h.buckets[31], 1);
         assert_eq!(h.count, 9);
         assert_eq!(h.quantile_ns(0.5), Some(4));
+        assert_eq!(h.quantile_ns(0.0), Some(0));
     }
 }

@@ -84,7 +84,7 @@ impl Bench {
     pub(crate) fn with(params: Params) -> Self {
         let mut vm = new_vm(100);
         let mut vcpu = VcpuState::default();
-        let (turn, taken) = Turn::start(&params, &mut vm, &mut vcpu, false, 0);
+        let (turn, taken) = Turn::start(&params, &mut vm, &mut vcpu, 0);
         assert_eq!(taken, 0, "a new VM owes nothing");
         Self {
             params,
@@ -96,8 +96,7 @@ impl Bench {
 
     /// Begins the next turn; returns the time taken back.
     pub(crate) fn next_turn(&mut self, bonus_ns: u64) -> u64 {
-        let (turn, taken) =
-            Turn::start(&self.params, &mut self.vm, &mut self.vcpu, false, bonus_ns);
+        let (turn, taken) = Turn::start(&self.params, &mut self.vm, &mut self.vcpu, bonus_ns);
         self.turn = turn;
         taken
     }

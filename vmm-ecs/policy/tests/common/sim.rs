@@ -366,7 +366,7 @@ impl Sim {
         let SimVcpu { load, at, state } = &mut vcpus[vcpu];
         *at = At::Running;
         let work_ns = load.work_ns(self.now_ns, state.cpu_ns);
-        let (turn, taken_ns) = Turn::start(&self.params, books, state, false, bonus_ns);
+        let (turn, taken_ns) = Turn::start(&self.params, books, state, bonus_ns);
         if taken_ns > 0 {
             place.bonus_ns += taken_ns;
             place.bonus_from = vm;

@@ -18,7 +18,6 @@ enum Op {
         slot: usize,
         vm: usize,
         vcpu: usize,
-        quiet: bool,
         bonus_ns: u64,
     },
     Look {
@@ -56,7 +55,6 @@ fn params() -> impl Strategy<Value = Params> {
     let slice = prop_oneof![Just(500_000u64), Just(3_000_000), 500_000u64..20_000_000];
     (
         slice,
-        0u64..10_000_000,
         1u64..1000,
         0u64..4_000_000,
         1u32..12,
@@ -64,11 +62,10 @@ fn params() -> impl Strategy<Value = Params> {
         any::<u8>(),
     )
         .prop_map(
-            |(slice_ns, quiet, extension, budget, cooldown_max, queue_rules, on)| {
+            |(slice_ns, extension, budget, cooldown_max, queue_rules, on)| {
                 let extension_ns = (slice_ns * extension / 1000).max(10_000);
                 Params {
                     slice_ns,
-                    quiet_slice_ns: slice_ns + quiet,
                     extension_ns,
                     budget_ns: extension_ns + budget,
                     cooldown_max,
@@ -121,8 +118,8 @@ fn op() -> impl Strategy<Value = Op> {
     let bonus = prop_oneof![Just(0), 0u64..30_000_000, any::<u64>()];
     let clock = || 0u64..1 << 40;
     prop_oneof![
-        8 => (0..SLOTS, 0..VMS, 0..VCPUS, any::<bool>(), bonus).prop_map(
-            |(slot, vm, vcpu, quiet, bonus_ns)| Op::Begin { slot, vm, vcpu, quiet, bonus_ns }
+        8 => (0..SLOTS, 0..VMS, 0..VCPUS, bonus).prop_map(
+            |(slot, vm, vcpu, bonus_ns)| Op::Begin { slot, vm, vcpu, bonus_ns }
         ),
         8 => (0..SLOTS, input()).prop_map(|(slot, input)| Op::Look { slot, input }),
         16 => (0..SLOTS, input()).prop_map(|(slot, input)| Op::SliceEnd { slot, input }),
@@ -172,7 +169,6 @@ impl Host {
                 slot,
                 vm,
                 vcpu,
-                quiet,
                 bonus_ns,
             } => {
                 let elsewhere = self.turns[1 - slot].is_some_and(|(v, c, _)| (v, c) == (vm, vcpu));
@@ -182,8 +178,8 @@ impl Host {
                 }
                 let (books, states, history) = &mut self.vms[vm];
                 let state = &mut states[vcpu];
-                let (turn, taken) = Turn::start(&self.params, books, state, quiet, bonus_ns);
-                let expected = history.begin(slot, vcpu, quiet, bonus_ns);
+                let (turn, taken) = Turn::start(&self.params, books, state, bonus_ns);
+                let expected = history.begin(slot, vcpu, bonus_ns);
                 prop_assert_eq!((i128::from(turn.left_ns()), i128::from(taken)), expected);
                 prop_assert!(!turn.is_extended());
                 self.turns[slot] = Some((vm, vcpu, turn));
@@ -312,7 +308,7 @@ proptest! {
         let (mut vm, mut states, _) = Host::vm(params, weight, vclock_ns);
         for ran_ns in ran {
             let (mut turn, _) =
-                Turn::start(&params, &mut vm, &mut states[0], false, ran_ns);
+                Turn::start(&params, &mut vm, &mut states[0], ran_ns);
             for _ in 0..3 {
                 vm.ledger.charge(ran_ns);
                 let _ = turn.decide(&params, &mut vm, &mut states[0], &Input { ran_ns, ..input });

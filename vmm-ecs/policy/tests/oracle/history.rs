@@ -51,18 +51,8 @@ impl VmHistory {
     }
 
     /// A turn begins; returns its length and the time taken back.
-    pub(super) fn begin(
-        &mut self,
-        slot: usize,
-        vcpu: usize,
-        quiet: bool,
-        bonus_ns: u64,
-    ) -> (i128, i128) {
-        let base = if quiet {
-            self.params.quiet_slice_ns
-        } else {
-            self.params.slice_ns
-        };
+    pub(super) fn begin(&mut self, slot: usize, vcpu: usize, bonus_ns: u64) -> (i128, i128) {
+        let base = self.params.slice_ns;
         let taken = self.books.sum().debt().min(i128::from(base / 2));
         let credit = self.credit_ns(vcpu).min(i128::from(base));
         let bonus = i128::from(bonus_ns).min(i128::from(base));

@@ -85,8 +85,8 @@ fn time_taken_back_goes_to_the_vm_that_runs_next() {
     let params = Params::default();
     let (mut debtor, mut next) = (new_vm(100), new_vm(100));
     debtor.ledger.borrow(MS, &params);
-    let (short, taken) = Turn::start(&params, &mut debtor, &mut VcpuState::default(), false, 0);
-    let (long, none) = Turn::start(&params, &mut next, &mut VcpuState::default(), false, taken);
+    let (short, taken) = Turn::start(&params, &mut debtor, &mut VcpuState::default(), 0);
+    let (long, none) = Turn::start(&params, &mut next, &mut VcpuState::default(), taken);
     assert_eq!((short.left_ns(), long.left_ns(), none), (2 * MS, 4 * MS, 0));
 }
 

@@ -32,7 +32,7 @@ pub enum Mechanism {
     Fair,
 }
 
-/// What a vCPU thread is on its pCPU.
+/// What a vCPU thread is on its pCPU; a released one is scheduled as its VMM left it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Role {
     /// It runs, and only the agent takes it off.

@@ -30,8 +30,14 @@ const SCAN_NS: u64 = 100_000;
 const IDLE_NS: u64 = 10_000_000;
 /// No timer is shorter: it would only burn the agent's time.
 const SHORTEST_NS: u64 = 20_000;
-/// Slice ends without a section after which slices grow to the quiet length.
-const QUIET_TURNS: u32 = 8;
+/// Slices of virtual time that a VM may lag behind the others, whatever held it up.
+const CREDIT_SLICES: u64 = 64;
+/// Slice ends without a section, in a row, after which a pCPU is released.
+const QUIET_TURNS: u32 = 64;
+/// Looks at a released pCPU.
+const RELEASED_NS: u64 = 10_000_000;
+/// Virtual time by which VMs may drift apart on a released pCPU before the agent steers again.
+const DRIFT_NS: u64 = 20_000_000;
 
 /// What one look needs to know.
 pub(crate) struct Look<'a> {
@@ -67,8 +73,17 @@ pub(crate) fn step(state: &mut State, look: &Look<'_>) -> u64 {
     let Some(pcpu) = state.pcpus.get(look.pcpu) else {
         return IDLE_NS;
     };
-    let (current, turn) = (pcpu.current, pcpu.turn);
+    let (current, turn, released) = (pcpu.current, pcpu.turn, pcpu.released);
     read_members(state, look.pcpu);
+    if released {
+        if stays_released(state, look.pcpu) {
+            return RELEASED_NS;
+        }
+        take_back(state, look);
+    } else if pcpu_is_quiet(state, look.pcpu) {
+        release(state, look);
+        return RELEASED_NS;
+    }
 
     let outcome = match (current, turn) {
         (Some(current), Some(turn)) => decide(state, look, current, turn),
@@ -112,17 +127,16 @@ enum Next {
 
 // ---- reading ----
 
-/// Reads the slots of every VM that has a vCPU here, each VM once.
+/// Reads what may have changed of the vCPUs here; of every vCPU of a VM where one of them waits.
 fn read_members(state: &mut State, pcpu: usize) {
     let State { pcpus, vms, .. } = state;
     let Some(pcpu) = pcpus.get(pcpu) else { return };
-    for (index, id) in pcpu.members.iter().enumerate() {
-        let seen = pcpu
-            .members
-            .iter()
-            .take(index)
-            .any(|before| before.vm == id.vm);
-        if !seen && let Some(vm) = vms.get_mut(id.vm).and_then(Option::as_mut) {
+    for id in &pcpu.members {
+        let Some(vm) = vms.get_mut(id.vm).and_then(Option::as_mut) else {
+            continue;
+        };
+        vm.refresh(id.vcpu);
+        if vm.snap(id.vcpu).wait != Wait::None {
             vm.read();
         }
     }
@@ -164,6 +178,91 @@ fn runnable(state: &mut State, pcpu: usize, except: Option<VcpuId>) -> Vec<Runna
         found.push(Runnable { id, rank });
     }
     found
+}
+
+// ---- releasing ----
+
+/// Whether no guest here has used a lock for long, and no VM is ahead of another: then there is
+/// nothing that the kernel would not do as well.
+fn pcpu_is_quiet(state: &State, pcpu: usize) -> bool {
+    state
+        .pcpus
+        .get(pcpu)
+        .is_some_and(|pcpu| pcpu.quiet_turns >= QUIET_TURNS)
+        && drift_ns(state, pcpu) < DRIFT_NS / 2
+}
+
+fn stays_released(state: &State, pcpu: usize) -> bool {
+    let Some(members) = state.pcpus.get(pcpu).map(|pcpu| pcpu.members.as_slice()) else {
+        return true;
+    };
+    let waiting = |id: &&VcpuId| {
+        state
+            .vcpu(**id)
+            .is_some_and(|vcpu| vcpu.status != Status::Blocked)
+    };
+    let in_section = |id: &VcpuId| {
+        state
+            .vm(id.vm)
+            .map(|vm| vm.snap(id.vcpu))
+            .is_some_and(|snap| snap.holds() || snap.spins())
+    };
+    members.iter().filter(waiting).count() < 2
+        || (!members.iter().any(in_section) && drift_ns(state, pcpu) < DRIFT_NS)
+}
+
+/// Distance in virtual time of the VMs with work on this pCPU.
+fn drift_ns(state: &State, pcpu: usize) -> u64 {
+    let Some(pcpu) = state.pcpus.get(pcpu) else {
+        return 0;
+    };
+    let (mut least, mut most) = (u64::MAX, 0);
+    for &id in &pcpu.members {
+        if state
+            .vcpu(id)
+            .is_some_and(|vcpu| vcpu.status != Status::Blocked)
+            && let Some(vm) = state.vm(id.vm)
+        {
+            least = least.min(vm.policy.ledger.vtime_ns());
+            most = most.max(vm.policy.ledger.vtime_ns());
+        }
+    }
+    most.saturating_sub(least)
+}
+
+/// Lets the kernel schedule the vCPUs here as their VMMs left them.
+fn release(state: &mut State, look: &Look<'_>) {
+    let Some(pcpu) = state.pcpus.get_mut(look.pcpu) else {
+        return;
+    };
+    pcpu.released = true;
+    pcpu.current = None;
+    pcpu.turn = None;
+    pcpu.window_since_ns = None;
+    for id in pcpu.members.clone() {
+        let Some(vcpu) = state.vcpu_mut(id) else {
+            continue;
+        };
+        vcpu.role = None;
+        vcpu.ordered_off = false;
+        vcpu.tell_yield(0);
+        if let Some(Err(error)) = vcpu.original.map(|original| original.set(vcpu.tid)) {
+            tracing::warn!(tid = vcpu.tid, %error, "Cannot release a vCPU thread");
+        }
+    }
+}
+
+/// Steers again.
+fn take_back(state: &mut State, look: &Look<'_>) {
+    let Some(pcpu) = state.pcpus.get_mut(look.pcpu) else {
+        return;
+    };
+    pcpu.released = false;
+    pcpu.quiet_turns = 0;
+    pcpu.window_closed_ns = look.now_ns;
+    for id in pcpu.members.clone() {
+        assign(state, look, id, Role::Waiting);
+    }
 }
 
 // ---- deciding ----
@@ -256,11 +355,7 @@ fn decide(state: &mut State, look: &Look<'_>, current: VcpuId, mut turn: Turn) -
             for_ns,
         },
         Decision::Renew => {
-            let quiet = state
-                .pcpus
-                .get(look.pcpu)
-                .is_some_and(|p| p.quiet_turns >= QUIET_TURNS);
-            let turn = begin(state, look.pcpu, current, quiet, 0);
+            let turn = begin(state, look.pcpu, current, 0);
             match turn {
                 Some(turn) => Next::Stay {
                     id: current,
@@ -334,7 +429,7 @@ fn hurry_head(state: &mut State, here: usize, vm: usize) {
     }
 }
 
-/// Notes whether the guests of this pCPU use locks: quiet pCPUs get longer slices.
+/// Notes whether the guests of this pCPU use locks.
 fn note_quiet(state: &mut State, pcpu: usize, input: &Input, decision: &Decision) {
     let busy = input.snap.holds() || input.queue != Queue::NotWaiting;
     let Some(pcpu) = state.pcpus.get_mut(pcpu) else {
@@ -380,12 +475,12 @@ fn choose_among(state: &State, others: &[Runnable], again: Option<VcpuId>) -> Op
 
 // ---- steering ----
 
-fn begin(state: &mut State, pcpu: usize, id: VcpuId, quiet: bool, bonus_ns: u64) -> Option<Turn> {
+fn begin(state: &mut State, pcpu: usize, id: VcpuId, bonus_ns: u64) -> Option<Turn> {
     let params = state.params;
-    state.forgo_credit(id.vm);
+    state.forgo_credit(id.vm, CREDIT_SLICES);
     let vm = state.vms.get_mut(id.vm)?.as_mut()?;
     let vcpu = vm.vcpus.get_mut(id.vcpu)?.as_mut()?;
-    let (turn, taken_ns) = Turn::start(&params, &mut vm.policy, &mut vcpu.policy, quiet, bonus_ns);
+    let (turn, taken_ns) = Turn::start(&params, &mut vm.policy, &mut vcpu.policy, bonus_ns);
     if let Some(pcpu) = state.pcpus.get_mut(pcpu) {
         pcpu.bonus_ns += taken_ns;
     }
@@ -406,7 +501,6 @@ fn rotate(state: &mut State, look: &Look<'_>, from: Option<VcpuId>, chosen: Opti
     let Some(pcpu) = state.pcpus.get_mut(look.pcpu) else {
         return IDLE_NS;
     };
-    let quiet = pcpu.quiet_turns >= QUIET_TURNS;
     let same_vm = from.map(|id| id.vm) == chosen.map(|id| id.vm);
     let bonus_ns = if same_vm {
         0
@@ -426,7 +520,7 @@ fn rotate(state: &mut State, look: &Look<'_>, from: Option<VcpuId>, chosen: Opti
         }
         return IDLE_NS;
     };
-    let turn = begin(state, look.pcpu, chosen, quiet, bonus_ns);
+    let turn = begin(state, look.pcpu, chosen, bonus_ns);
     if let Some(vcpu) = state.vcpu_mut(chosen) {
         // What it ran while it filled in belongs to no turn.
         vcpu.turn_ran_ns = 0;

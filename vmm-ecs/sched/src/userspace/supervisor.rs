@@ -169,6 +169,7 @@ impl Supervisor {
         let mut known = Vcpu::new(tid, now);
         known.pcpu = bound;
         known.role = bound.map(|_| Role::Waiting);
+        known.original = Some(record.attr);
         let id = VcpuId {
             vm,
             vcpu: vcpu as usize,
