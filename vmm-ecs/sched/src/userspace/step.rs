@@ -277,9 +277,23 @@ fn decide(state: &mut State, look: &Look<'_>, current: VcpuId, mut turn: Turn) -
             .map(|other| other.id)
     };
     let urgent = heads().any(|head| is_stuck(state, head, current));
-    // Somebody else had the CPU last, by the kernel's choice: if it is in a section, it runs on.
+    // Somebody else had the CPU last, by the kernel's choice: it runs on, unless it only spins, or
+    // the current one was interrupted in a section and it was not.
     let last = state.pcpus.get(look.pcpu).and_then(|pcpu| pcpu.last);
-    let force = heads().find(|&head| Some(head) == last);
+    let interrupted = state
+        .vm(current.vm)
+        .is_some_and(|vm| vm.snap(current.vcpu).holds());
+    let force = others
+        .iter()
+        .filter(|other| Some(other.id) == last)
+        .find_map(|other| {
+            let worth = match other.rank {
+                Rank::Head => true,
+                Rank::Ready => !interrupted,
+                Rank::Hopeless => false,
+            };
+            worth.then_some(other.id)
+        });
     let Some(vm) = state.vms.get_mut(current.vm).and_then(Option::as_mut) else {
         return Next::Rotate {
             from: None,
