@@ -1,1 +1,58 @@
-//! Placeholder.
+//! Harness of the end-to-end tests.
+//!
+//! # Problem
+//! Tests that cross crates, languages and processes need things a machine may lack, and programs
+//! that must be those of this very tree. A test that quietly does nothing is worse than none.
+//!
+//! # Approach
+//! [`skip!`] and [`slow!`] end a test with a printed reason, which `cargo xtask test` counts and
+//! lists. [`workspace_program`] builds and finds a program of this workspace. [`header`] and [`cc`]
+//! read and compile the C side of the ABI. The cases are in `tests/`.
+//!
+//! # Invariants
+//! A skip always has a name and a reason. Programs are up to date with the sources when a test
+//! runs them, and of the same cargo profile as the test.
+//!
+//! # What it does not do
+//! It measures nothing: `vmm-ecs demo` does.
+#![forbid(unsafe_code)]
+
+pub mod cc;
+pub mod header;
+mod program;
+
+pub use program::workspace_program;
+
+/// Ends the test with `SKIPPED: name: reason`, for what this machine lacks.
+///
+/// `skip!("test_name", "reason {}", value)`; the function must return `()`.
+#[macro_export]
+macro_rules! skip {
+    ($name:expr, $($reason:tt)+) => {{
+        println!("SKIPPED: {}: {}", $name, format_args!($($reason)+));
+        return;
+    }};
+}
+
+/// Ends the test as skipped unless slow cases were asked for.
+#[macro_export]
+macro_rules! slow {
+    ($name:expr) => {
+        if !$crate::is_full() {
+            $crate::skip!($name, "slow; make test-full runs it");
+        }
+    };
+}
+
+/// Whether slow cases were asked for: `ECS_TEST_FULL` is set, and not to `0` or nothing.
+#[must_use]
+pub fn is_full() -> bool {
+    std::env::var_os("ECS_TEST_FULL").is_some_and(|value| !value.is_empty() && value != "0")
+}
+
+/// Root of the workspace.
+#[must_use]
+pub fn root() -> &'static std::path::Path {
+    let here = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    here.parent().unwrap_or(here)
+}

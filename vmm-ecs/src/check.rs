@@ -27,7 +27,7 @@ pub(crate) fn report() -> String {
     line("context-switch records", perf.clone());
     line("real-time class (SCHED_FIFO)", fifo.clone());
     line("sched_ext", sched_ext());
-    line("/dev/kvm", ecs_microvm::probe_kvm());
+    line("/dev/kvm", kvm());
     let throttle = read("/proc/sys/kernel/sched_rt_runtime_us");
     line("real-time throttling", Ok(format!("{throttle} us of each second; windows stay below")));
     let controller = match (perf.is_ok(), fifo.is_ok()) {
@@ -55,4 +55,21 @@ fn sched_ext() -> Result<String, String> {
     std::fs::read_to_string(path)
         .map(|state| format!("{}, not used by this version", state.trim()))
         .map_err(|_| "this kernel has none (CONFIG_SCHED_CLASS_EXT)".to_owned())
+}
+
+/// Whether embedded VMs can be KVM guests here: runs one for a moment.
+fn kvm() -> Result<String, String> {
+    let config = ecs_microvm::VmConfig {
+        kind: ecs_microvm::Kind::Kvm,
+        sync: ecs_microvm::Gate::Open,
+        duration_ms: 10,
+        ..ecs_microvm::VmConfig::new(
+            "check",
+            1,
+            ecs_microvm::Workload::new(ecs_microvm::WorkloadKind::Compute, 5.0, 5.0),
+        )
+    };
+    let mut vm = ecs_microvm::Vm::new(config).map_err(|error| error.to_string())?;
+    vm.go();
+    vm.finish().map(|report| report.why).map_err(|error| error.to_string())
 }

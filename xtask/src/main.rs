@@ -1,2 +1,98 @@
-//! Placeholder.
-fn main() {}
+//! Entry points that CI and people share: `cargo xtask COMMAND`.
+//!
+//! # Problem
+//! What a person runs before a commit and what CI runs afterwards drift apart, and a test that the
+//! machine could not run looks like one that passed.
+//!
+//! # Approach
+//! One program runs the checks and the tests through plain cargo, reads libtest's own output, and
+//! ends with the tests that failed, those that were skipped and why, and one line of totals.
+//!
+//! # Invariants
+//! - The exit status is zero exactly if the last line says `0 failed`.
+//! - A test that printed `SKIPPED: name: reason` counts as skipped, not as passed; a test program
+//!   that died without a result counts as failed.
+//! - Tests that need whole CPUs (package `ecs-tests`) run alone, one after the other.
+//!
+//! # What it does not do
+//! It decides nothing about the product, and has no time limit of its own: `.ci/run` has one.
+#![forbid(unsafe_code)]
+
+mod check;
+mod libtest;
+mod tally;
+mod test;
+
+use std::ffi::OsString;
+use std::path::Path;
+use std::process::{Command, ExitCode};
+
+use anyhow::Context;
+use tally::Tally;
+
+const USAGE: &str = "\
+Usage: cargo xtask COMMAND
+
+Commands:
+  setup      Install the C compiler and headers, if they are missing
+  check      Formatting, lints and documentation
+  test       check, then every test
+  test-full  test, with the slow cases
+";
+
+fn main() -> anyhow::Result<ExitCode> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let tally = match arguments.as_slice() {
+        ["setup"] => return setup(),
+        ["check"] => check::run()?,
+        ["test"] => check::run()?.and(test::run(test::Extent::Usual)?),
+        ["test-full"] => check::run()?.and(test::run(test::Extent::Full)?),
+        ["help" | "--help" | "-h"] => {
+            print!("{USAGE}");
+            return Ok(ExitCode::SUCCESS);
+        }
+        _ => {
+            eprint!("{USAGE}");
+            return Ok(ExitCode::from(2));
+        }
+    };
+    Ok(close(&tally))
+}
+
+fn setup() -> anyhow::Result<ExitCode> {
+    let status = Command::new("sh")
+        .arg("xtask/setup.sh")
+        .current_dir(root())
+        .status()
+        .context("Cannot run sh xtask/setup.sh")?;
+    Ok(exit_code(status.success()))
+}
+
+/// Prints what failed, what was skipped, and the totals as the last line.
+fn close(tally: &Tally) -> ExitCode {
+    print!("\n{tally}");
+    exit_code(tally.failed.is_empty())
+}
+
+fn exit_code(success: bool) -> ExitCode {
+    if success {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
+}
+
+/// Root of the workspace.
+fn root() -> &'static Path {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    here.parent().unwrap_or(here)
+}
+
+/// A cargo command in the root of the workspace: the cargo that runs us, if one does.
+fn cargo(arguments: &[&str]) -> Command {
+    let program = std::env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo"));
+    let mut command = Command::new(program);
+    command.args(arguments).current_dir(root());
+    command
+}

@@ -44,20 +44,33 @@ impl BlockingMutex {
         halt: &'l H,
     ) -> BlockingGuard<'l, A, H> {
         let outer = vcpu.wait_enter();
-        let free = self.state.compare_exchange(FREE, LOCKED, Ordering::AcqRel, Ordering::Relaxed);
+        let free = self
+            .state
+            .compare_exchange(FREE, LOCKED, Ordering::AcqRel, Ordering::Relaxed);
         let waited = free.is_err();
         if waited && !self.spin(vcpu) {
             self.sleep(vcpu, halt);
         }
         vcpu.enter_preemptable();
         vcpu.wait_end(outer);
-        self.holder.store(vcpu.number().wrapping_add(1), Ordering::Relaxed);
-        BlockingGuard { lock: self, vcpu, halt, waited }
+        self.holder
+            .store(vcpu.number().wrapping_add(1), Ordering::Relaxed);
+        BlockingGuard {
+            lock: self,
+            vcpu,
+            halt,
+            waited,
+        }
     }
 
     fn wait(&self) -> WaitFor<'_> {
         let holder = self.holder.load(Ordering::Relaxed);
-        WaitFor { word: &self.state, mask: u32::MAX, value: FREE, holder }
+        WaitFor {
+            word: &self.state,
+            mask: u32::MAX,
+            value: FREE,
+            holder,
+        }
     }
 
     /// Scheduling-aware spinning: for as long as the holder runs and nobody else wants this pCPU.
@@ -73,7 +86,11 @@ impl BlockingMutex {
             if wait.ended() {
                 vcpu.wait_retry();
                 let order = (Ordering::AcqRel, Ordering::Relaxed);
-                if self.state.compare_exchange(FREE, LOCKED, order.0, order.1).is_ok() {
+                if self
+                    .state
+                    .compare_exchange(FREE, LOCKED, order.0, order.1)
+                    .is_ok()
+                {
                     return true;
                 }
                 wait = self.wait();

@@ -75,10 +75,13 @@ impl<L> World<L> {
         let line = &self.lines[number].guest;
         let waiting = line.waiting.load(Ordering::Acquire);
         if waiting == VIRTIO_ECS_WAIT_SPIN {
-            assert_ne!(line.wait_mask.load(Ordering::Acquire), 0, "descriptor after SPIN");
+            assert_ne!(
+                line.wait_mask.load(Ordering::Acquire),
+                0,
+                "descriptor after SPIN"
+            );
         }
-        let counts =
-            line.np_count.load(Ordering::Acquire) + line.p_count.load(Ordering::Acquire);
+        let counts = line.np_count.load(Ordering::Acquire) + line.p_count.load(Ordering::Acquire);
         let after = self.ghosts[number].load(Ordering::Acquire);
         if before == IN && after == IN {
             assert!(
@@ -113,11 +116,18 @@ fn check<L: Send + Sync + 'static>(
         for handle in spawned {
             handle.join().unwrap();
         }
-        assert_eq!(world.protected.load(Ordering::Relaxed), 2, "mutual exclusion");
+        assert_eq!(
+            world.protected.load(Ordering::Relaxed),
+            2,
+            "mutual exclusion"
+        );
         for lines in &world.lines {
             assert_eq!(lines.guest.np_count.load(Ordering::Relaxed), 0);
             assert_eq!(lines.guest.p_count.load(Ordering::Relaxed), 0);
-            assert_eq!(lines.guest.waiting.load(Ordering::Relaxed), VIRTIO_ECS_WAIT_NONE);
+            assert_eq!(
+                lines.guest.waiting.load(Ordering::Relaxed),
+                VIRTIO_ECS_WAIT_NONE
+            );
         }
     });
 }
@@ -217,7 +227,10 @@ fn hand_back_rings_once_after_the_last_section_and_never_inside() {
     model(|| {
         let rings = Arc::new(AtomicU32::new(0));
         let lines = [VcpuLines::default()];
-        lines[0].host.r#yield.store(VIRTIO_ECS_YIELD_RELEASE, Ordering::Relaxed);
+        lines[0]
+            .host
+            .r#yield
+            .store(VIRTIO_ECS_YIELD_RELEASE, Ordering::Relaxed);
         let vcpu = Vcpu::new(0, &lines, Bell(Arc::clone(&rings)), OffsetMap(0), 1).unwrap();
         vcpu.activate_preemptable_ecs();
         vcpu.activate_non_preemptable_ecs();

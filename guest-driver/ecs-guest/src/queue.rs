@@ -67,7 +67,12 @@ impl<const N: usize> QueueLock<N> {
         if let Some(ahead) = ahead {
             ahead.next.store(me, Ordering::Release);
             let holder = self.holder.load(Ordering::Relaxed);
-            let wait = WaitFor { word: &node.granted, mask: u32::MAX, value: GRANTED, holder };
+            let wait = WaitFor {
+                word: &node.granted,
+                mask: u32::MAX,
+                value: GRANTED,
+                holder,
+            };
             vcpu.wait_spin(&wait);
             let mut spin = Spin::default();
             while !wait.ended() {
@@ -80,7 +85,13 @@ impl<const N: usize> QueueLock<N> {
         vcpu.wait_end(outer);
         self.holder.store(me, Ordering::Relaxed);
         let waited = ahead.is_some();
-        Some(QueueGuard { tail: &self.tail, node, nodes: &self.nodes, vcpu, waited })
+        Some(QueueGuard {
+            tail: &self.tail,
+            node,
+            nodes: &self.nodes,
+            vcpu,
+            waited,
+        })
     }
 }
 
@@ -95,7 +106,11 @@ impl<A: Annotate> QueueGuard<'_, A> {
         let me = self.vcpu.number().wrapping_add(1);
         let mut next = self.node.next.load(Ordering::Acquire);
         if next == 0 {
-            if self.tail.compare_exchange(me, 0, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
+            if self
+                .tail
+                .compare_exchange(me, 0, Ordering::AcqRel, Ordering::Relaxed)
+                .is_ok()
+            {
                 return;
             }
             // A successor has taken its place and is about to say so.

@@ -39,15 +39,24 @@ impl RwSpinLock {
     /// Takes the lock for reading, spinning.
     pub fn read<'l, A: Annotate>(&'l self, vcpu: &'l A) -> ReadGuard<'l, A> {
         let waited = self.acquire(vcpu, WRITER | PENDING, 0, |state| state + 1);
-        ReadGuard { lock: self, vcpu, waited }
+        ReadGuard {
+            lock: self,
+            vcpu,
+            waited,
+        }
     }
 
     /// Takes the lock for writing, spinning.
     pub fn write<'l, A: Annotate>(&'l self, vcpu: &'l A) -> WriteGuard<'l, A> {
         // Other waiting writers set PENDING again.
         let waited = self.acquire(vcpu, WRITER | READERS, PENDING, |_| WRITER);
-        self.writer.store(vcpu.number().wrapping_add(1), Ordering::Relaxed);
-        WriteGuard { lock: self, vcpu, waited }
+        self.writer
+            .store(vcpu.number().wrapping_add(1), Ordering::Relaxed);
+        WriteGuard {
+            lock: self,
+            vcpu,
+            waited,
+        }
     }
 
     /// Waits until none of the bits of `against` is set, then swaps in `taken(state)`. While it
@@ -69,7 +78,11 @@ impl RwSpinLock {
                     vcpu.wait_retry();
                 }
                 let order = (Ordering::AcqRel, Ordering::Relaxed);
-                if self.state.compare_exchange(state, taken(state), order.0, order.1).is_ok() {
+                if self
+                    .state
+                    .compare_exchange(state, taken(state), order.0, order.1)
+                    .is_ok()
+                {
                     break;
                 }
                 continue;
@@ -79,7 +92,12 @@ impl RwSpinLock {
                 self.state.fetch_or(announce, Ordering::Relaxed);
             }
             let holder = self.writer.load(Ordering::Relaxed);
-            let wait = WaitFor { word: &self.state, mask: against, value: 0, holder };
+            let wait = WaitFor {
+                word: &self.state,
+                mask: against,
+                value: 0,
+                holder,
+            };
             vcpu.wait_spin(&wait);
             loop {
                 if wait.ended() {

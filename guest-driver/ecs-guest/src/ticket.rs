@@ -28,7 +28,12 @@ impl TicketLock {
     pub fn lock<'l, A: Annotate>(&'l self, vcpu: &'l A) -> TicketGuard<'l, A> {
         let outer = vcpu.wait_enter();
         let ticket = self.next.fetch_add(1, Ordering::AcqRel);
-        let mut wait = WaitFor { word: &self.owner, mask: u32::MAX, value: ticket, holder: 0 };
+        let mut wait = WaitFor {
+            word: &self.owner,
+            mask: u32::MAX,
+            value: ticket,
+            holder: 0,
+        };
         let waited = !wait.ended();
         if waited {
             wait.holder = self.holder.load(Ordering::Relaxed);
@@ -42,14 +47,23 @@ impl TicketLock {
         }
         vcpu.enter_non_preemptable();
         vcpu.wait_end(outer);
-        self.holder.store(vcpu.number().wrapping_add(1), Ordering::Relaxed);
-        TicketGuard { lock: self, vcpu, ticket, waited }
+        self.holder
+            .store(vcpu.number().wrapping_add(1), Ordering::Relaxed);
+        TicketGuard {
+            lock: self,
+            vcpu,
+            ticket,
+            waited,
+        }
     }
 
     /// Tickets handed out and tickets served: different while the lock is held.
     #[cfg(test)]
     pub(crate) fn tickets(&self) -> (u32, u32) {
-        (self.next.load(Ordering::Acquire), self.owner.load(Ordering::Acquire))
+        (
+            self.next.load(Ordering::Acquire),
+            self.owner.load(Ordering::Acquire),
+        )
     }
 }
 
@@ -63,7 +77,9 @@ impl<A: Annotate> TicketGuard<'_, A> {
 
 impl<A: Annotate> Drop for TicketGuard<'_, A> {
     fn drop(&mut self) {
-        self.lock.owner.store(self.ticket.wrapping_add(1), Ordering::Release);
+        self.lock
+            .owner
+            .store(self.ticket.wrapping_add(1), Ordering::Release);
         self.vcpu.leave_non_preemptable();
     }
 }

@@ -26,6 +26,12 @@ pub trait Doorbell {
     fn ring(&self);
 }
 
+impl<T: Doorbell + ?Sized> Doorbell for &T {
+    fn ring(&self) {
+        (**self).ring();
+    }
+}
+
 /// How this guest turns an address of its own into a guest-physical one.
 pub trait AddressMap {
     /// Guest-physical address of the byte at `addr`.
@@ -211,14 +217,16 @@ impl<'a, D: Doorbell, M: AddressMap> Vcpu<'a, D, M> {
     /// Host to guest: whether vCPU `cpu` is off its pCPU although it had work. `false` if unknown.
     #[must_use]
     pub fn is_vcpu_preempted(&self, cpu: u32) -> bool {
-        self.lines(cpu).is_some_and(|lines| lines.host.preempted.load(Ordering::Relaxed) != 0)
+        self.lines(cpu)
+            .is_some_and(|lines| lines.host.preempted.load(Ordering::Relaxed) != 0)
     }
 
     /// Host to guest: whether the pCPU of vCPU `cpu` has more than one runnable task. `false` if
     /// unknown.
     #[must_use]
     pub fn is_pcpu_overloaded(&self, cpu: u32) -> bool {
-        self.lines(cpu).is_some_and(|lines| lines.host.overloaded.load(Ordering::Relaxed) != 0)
+        self.lines(cpu)
+            .is_some_and(|lines| lines.host.overloaded.load(Ordering::Relaxed) != 0)
     }
 
     /// Whether a host has written hints into this vCPU's line.
@@ -229,7 +237,10 @@ impl<'a, D: Doorbell, M: AddressMap> Vcpu<'a, D, M> {
 
     /// Says whether the guest's idle task runs on this vCPU.
     pub fn set_idle(&self, idle: bool) {
-        self.own.guest.idle.store(u32::from(idle), Ordering::Release);
+        self.own
+            .guest
+            .idle
+            .store(u32::from(idle), Ordering::Release);
     }
 
     /// The guest switches tasks on this vCPU: takes the preemptable sections of the task that
@@ -255,14 +266,21 @@ impl<'a, D: Doorbell, M: AddressMap> Vcpu<'a, D, M> {
     #[cold]
     fn hand_back(&self) {
         let beat = self.own.host.heartbeat.load(Ordering::Relaxed);
-        let rings = if beat == self.last_beat.get() { self.rings_in_beat.get() } else { 0 };
+        let rings = if beat == self.last_beat.get() {
+            self.rings_in_beat.get()
+        } else {
+            0
+        };
         if rings >= MAX_RINGS_PER_BEAT {
             return;
         }
         self.last_beat.set(beat);
         self.rings_in_beat.set(rings + 1);
         let handback = &self.own.guest.handback;
-        handback.store(handback.load(Ordering::Relaxed).wrapping_add(1), Ordering::Release);
+        handback.store(
+            handback.load(Ordering::Relaxed).wrapping_add(1),
+            Ordering::Release,
+        );
         self.doorbell.ring();
     }
 
@@ -270,10 +288,13 @@ impl<'a, D: Doorbell, M: AddressMap> Vcpu<'a, D, M> {
         let line = &self.own.guest;
         let addr = core::ptr::from_ref(wait.word).addr();
         line.wait_addr.store(self.map.gpa(addr), Ordering::Relaxed);
-        line.wait_mask.store(u64::from(wait.mask), Ordering::Relaxed);
-        line.wait_value.store(u64::from(wait.value), Ordering::Relaxed);
+        line.wait_mask
+            .store(u64::from(wait.mask), Ordering::Relaxed);
+        line.wait_value
+            .store(u64::from(wait.value), Ordering::Relaxed);
         line.wait_holder.store(wait.holder, Ordering::Relaxed);
-        line.wait_width.store(VIRTIO_ECS_WIDTH_32, Ordering::Relaxed);
+        line.wait_width
+            .store(VIRTIO_ECS_WIDTH_32, Ordering::Relaxed);
         line.waiting.store(waiting, Ordering::Release);
     }
 }
@@ -333,7 +354,10 @@ impl<D: Doorbell, M: AddressMap> Annotate for Vcpu<'_, D, M> {
     }
 
     fn wait_retry(&self) {
-        self.own.guest.waiting.store(VIRTIO_ECS_WAIT_ENTER, Ordering::Release);
+        self.own
+            .guest
+            .waiting
+            .store(VIRTIO_ECS_WAIT_ENTER, Ordering::Release);
     }
 
     fn wait_spin(&self, wait: &WaitFor<'_>) {
@@ -361,19 +385,23 @@ impl<D: Doorbell, M: AddressMap> Annotate for Vcpu<'_, D, M> {
         spin.pauses = spin.pauses.saturating_add(1);
         let after = HOPELESS_AFTER_US * self.pauses_per_us;
         if spin.pauses < spin.next_ring.max(after) {
-            return spin.pauses % after == 0;
+            return spin.pauses.is_multiple_of(after);
         }
         if self.own.host.r#yield.load(Ordering::Relaxed) & VIRTIO_ECS_YIELD_HOPELESS != 0 {
-            spin.next_ring = spin.pauses.saturating_add(HOPELESS_AGAIN_US * self.pauses_per_us);
+            spin.next_ring = spin
+                .pauses
+                .saturating_add(HOPELESS_AGAIN_US * self.pauses_per_us);
             self.hand_back();
         }
-        spin.pauses % after == 0
+        spin.pauses.is_multiple_of(after)
     }
 
     fn keep_spinning(&self, spin: &Spin, holder: u32) -> bool {
         spin.pauses < SPIN_BEFORE_BLOCK_US * self.pauses_per_us
             && self.has_host()
             && !self.is_pcpu_overloaded(self.number)
-            && !holder.checked_sub(1).is_some_and(|cpu| self.is_vcpu_preempted(cpu))
+            && !holder
+                .checked_sub(1)
+                .is_some_and(|cpu| self.is_vcpu_preempted(cpu))
     }
 }

@@ -11,7 +11,7 @@ use ecs_guest::*;
 #[derive(Default)]
 struct Bell(AtomicU32);
 
-impl Doorbell for &Bell {
+impl Doorbell for Bell {
     fn ring(&self) {
         self.0.fetch_add(1, Ordering::Relaxed);
     }
@@ -84,7 +84,10 @@ fn exclusion(lock: impl Fn(&dyn Fn(), u32, &[VcpuLines]) + Sync) {
     for line in &lines {
         assert_eq!(line.guest.np_count.load(Ordering::Relaxed), 0);
         assert_eq!(line.guest.p_count.load(Ordering::Relaxed), 0);
-        assert_eq!(line.guest.waiting.load(Ordering::Relaxed), VIRTIO_ECS_WAIT_NONE);
+        assert_eq!(
+            line.guest.waiting.load(Ordering::Relaxed),
+            VIRTIO_ECS_WAIT_NONE
+        );
     }
 }
 
@@ -111,7 +114,10 @@ fn queue_lock_excludes() {
         let _guard = lock.lock(&vcpu).unwrap();
         section();
     });
-    assert!(lock.lock(&Unannotated { number: 2 }).is_none(), "a vCPU without a node");
+    assert!(
+        lock.lock(&Unannotated { number: 2 }).is_none(),
+        "a vCPU without a node"
+    );
     assert!(lock.lock(&Unannotated { number: u32::MAX }).is_none());
 }
 
@@ -139,7 +145,11 @@ fn readers_share() {
 
 #[test]
 fn blocking_mutex_excludes_and_loses_no_wake_up() {
-    let (lock, bell, sleepers) = (BlockingMutex::default(), Bell::default(), Sleepers::default());
+    let (lock, bell, sleepers) = (
+        BlockingMutex::default(),
+        Bell::default(),
+        Sleepers::default(),
+    );
     exclusion(|section, number, lines| {
         let vcpu = vcpu(number, lines, &bell);
         let _guard = lock.lock(&vcpu, &sleepers);
@@ -179,7 +189,10 @@ fn counts_are_a_depth_and_follow_the_task() {
 #[test]
 fn a_waiter_describes_the_wait_and_hands_back_when_hopeless() {
     let (lines, bell, lock) = (lines(2), Bell::default(), TicketLock::default());
-    lines[1].host.r#yield.store(VIRTIO_ECS_YIELD_HOPELESS, Ordering::Relaxed);
+    lines[1]
+        .host
+        .r#yield
+        .store(VIRTIO_ECS_YIELD_HOPELESS, Ordering::Relaxed);
     let holder = vcpu(0, &lines, &bell);
     let guard = lock.lock(&holder);
     thread::scope(|scope| {
@@ -193,13 +206,25 @@ fn a_waiter_describes_the_wait_and_hands_back_when_hopeless() {
             thread::yield_now();
         }
         assert_eq!(line.wait_mask.load(Ordering::Relaxed), u64::from(u32::MAX));
-        assert_eq!(line.wait_value.load(Ordering::Relaxed), 1, "the second ticket");
-        assert_eq!(line.wait_holder.load(Ordering::Relaxed), 1, "vCPU 0, plus one");
+        assert_eq!(
+            line.wait_value.load(Ordering::Relaxed),
+            1,
+            "the second ticket"
+        );
+        assert_eq!(
+            line.wait_holder.load(Ordering::Relaxed),
+            1,
+            "vCPU 0, plus one"
+        );
         assert_eq!(line.wait_width.load(Ordering::Relaxed), VIRTIO_ECS_WIDTH_32);
         let owner_word = line.wait_addr.load(Ordering::Relaxed);
         let start = std::ptr::from_ref(lock).addr() as u64;
         assert!((start..start + size_of::<TicketLock>() as u64).contains(&owner_word));
-        assert_eq!(line.np_count.load(Ordering::Relaxed), 0, "a waiter holds nothing");
+        assert_eq!(
+            line.np_count.load(Ordering::Relaxed),
+            0,
+            "a waiter holds nothing"
+        );
         drop(guard);
         assert!(waiter.join().unwrap());
     });
@@ -211,7 +236,12 @@ fn an_interrupt_that_takes_a_lock_leaves_the_outer_wait_as_it_was() {
     let vcpu = vcpu(0, &lines, &bell);
     let word = AtomicU32::new(0);
     let outer = vcpu.wait_enter();
-    vcpu.wait_spin(&WaitFor { word: &word, mask: 0xff, value: 7, holder: 3 });
+    vcpu.wait_spin(&WaitFor {
+        word: &word,
+        mask: 0xff,
+        value: 7,
+        holder: 3,
+    });
     drop(lock.lock(&vcpu));
     let line = &lines[0].guest;
     assert_eq!(line.waiting.load(Ordering::Relaxed), VIRTIO_ECS_WAIT_SPIN);
@@ -225,7 +255,10 @@ fn an_interrupt_that_takes_a_lock_leaves_the_outer_wait_as_it_was() {
 #[test]
 fn a_dead_host_stops_being_rung() {
     let (lines, bell) = (lines(1), Bell::default());
-    lines[0].host.r#yield.store(VIRTIO_ECS_YIELD_RELEASE, Ordering::Relaxed);
+    lines[0]
+        .host
+        .r#yield
+        .store(VIRTIO_ECS_YIELD_RELEASE, Ordering::Relaxed);
     lines[0].host.heartbeat.store(1, Ordering::Relaxed);
     let vcpu = vcpu(0, &lines, &bell);
     let sections = |nr| {

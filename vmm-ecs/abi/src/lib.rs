@@ -5,7 +5,7 @@
 //! unikernels. A field that moves in one of them corrupts the other without a compile error.
 //!
 //! # Approach
-//! [`wire!`] declares each structure once in Rust and derives from it the size, every offset
+//! `wire!` declares each structure once in Rust and derives from it the size, every offset
 //! ([`WireField`]), and a decoder and encoder over plain bytes. A test in `ecs-tests` compiles the C
 //! header and compares every size, offset and constant with these.
 //!
@@ -29,6 +29,14 @@ pub struct WireField {
     pub size: usize,
 }
 
+/// Name of a field in C: there, no Rust keyword needs a mark.
+const fn c_name(name: &'static str) -> &'static str {
+    match name.as_bytes() {
+        [b'r', b'#', ..] => name.split_at(2).1,
+        _ => name,
+    }
+}
+
 /// Declares a wire structure together with its C name, size, field table, decoder and encoder.
 macro_rules! wire {
     ($(#[$meta:meta])* $name:ident, $c_name:literal, $size:literal {
@@ -49,7 +57,7 @@ macro_rules! wire {
             pub const SIZE: usize = $size;
             /// Every field, in order.
             pub const FIELDS: &'static [WireField] = &[$(WireField {
-                name: stringify!($field),
+                name: c_name(stringify!($field)),
                 offset: core::mem::offset_of!($name, $field),
                 size: core::mem::size_of::<$ty>(),
             }),*];

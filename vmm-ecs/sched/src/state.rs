@@ -6,7 +6,7 @@ use std::sync::Arc;
 use ecs_policy::{CsSnapshot, Ledger, Params, Turn, VcpuSet, VcpuState, Vm, Wait};
 use ecs_shm::{VcpuSlots, VmSlots};
 use ecs_stats::Histogram;
-use vmm_sys_util::eventfd::EventFd;
+use std::os::fd::OwnedFd;
 
 use crate::sys::{SchedAttr, Tid};
 use crate::threads::ThreadStat;
@@ -26,7 +26,7 @@ pub struct VmSpec {
     /// What its guest registered.
     pub slots: Arc<VmSlots>,
     /// Doorbells; the one at index `n` rings for every vCPU with `vcpu % doorbells.len() == n`.
-    pub doorbells: Vec<Option<Arc<EventFd>>>,
+    pub doorbells: Vec<Option<Arc<OwnedFd>>>,
     /// Generation of its device.
     pub generation: u32,
 }

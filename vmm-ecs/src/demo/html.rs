@@ -10,8 +10,8 @@ use plotters::coord::Shift;
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
-use super::measure::RunReport;
-use super::{Arm, ArmReport, Report, Scenario, median};
+use super::measure::{RunReport, VmRun};
+use super::{Arm, Report, median};
 
 /// A colour: as drawn, and in its place on a dark page.
 #[derive(Clone, Copy)]
@@ -22,11 +22,11 @@ const MUTED: Paint = Paint(RGBColor(0x5f, 0x5e, 0x5a), RGBColor(0xb0, 0xaf, 0xa8
 const GRID: Paint = Paint(RGBColor(0xe3, 0xe2, 0xdd), RGBColor(0x3a, 0x3a, 0x37));
 const SURFACE: Paint = Paint(RGBColor(0xfd, 0xfd, 0xfc), RGBColor(0x20, 0x20, 0x1e));
 const NEUTRAL: Paint = Paint(RGBColor(0x94, 0x93, 0x8d), RGBColor(0x84, 0x83, 0x7d));
-const ECS: Paint = Paint(RGBColor(0x2a, 0x77, 0xd6), RGBColor(0x39, 0x87, 0xe5));
+const ECS: Paint = Paint(RGBColor(0x2a, 0x78, 0xd6), RGBColor(0x39, 0x87, 0xe5));
 const CRITICAL: Paint = Paint(RGBColor(0xe3, 0x48, 0x48), RGBColor(0xe6, 0x66, 0x66));
 /// Lines of the VMs, in their order; VMs beyond them share `NEUTRAL`.
 const VMS: [Paint; 6] = [
-    Paint(RGBColor(0x2a, 0x78, 0xd6), RGBColor(0x39, 0x87, 0xe6)),
+    ECS,
     Paint(RGBColor(0xeb, 0x68, 0x34), RGBColor(0xd9, 0x59, 0x26)),
     Paint(RGBColor(0x1b, 0xaf, 0x7a), RGBColor(0x19, 0x9e, 0x70)),
     Paint(RGBColor(0x4a, 0x3a, 0xa7), RGBColor(0x90, 0x85, 0xe9)),
@@ -34,8 +34,14 @@ const VMS: [Paint; 6] = [
     Paint(RGBColor(0xe8, 0x7b, 0xa4), RGBColor(0xd5, 0x51, 0x81)),
 ];
 
-/// Width of a plot in its own units; shown at about half of it, as its coordinates are integers.
-const WIDTH: u32 = 800;
+/// Sizes of plots, in units of their own; shown smaller, as coordinates are integers.
+const BARS_WIDTH: u32 = 700;
+const PANEL: (u32, u32) = (600, 400);
+/// Shapes of a legend: SVG paths in a box of 12 by 12.
+const SQUARE: &str = "M0 0h12v12H0z";
+const DOT: &str = "M6 2a4 4 0 1 0 .01 0z";
+const MARK: &str = "M5 0h2v12H5z";
+const DASH: &str = "M0 4h12v4H0z";
 /// Size plotters writes as 24 units: it divides by 1.24.
 const FONT: (&str, f64) = ("sans-serif", 29.76);
 
@@ -55,10 +61,6 @@ section{background:var(--card);border:1px solid var(--line);border-radius:10px;
 padding:16px;margin-top:16px;min-width:0}
 .pair{display:grid;gap:0 16px;grid-template-columns:repeat(auto-fit,minmax(min(100%,400px),1fr))}
 .panels{display:grid;gap:0 16px;grid-template-columns:repeat(auto-fit,minmax(min(100%,290px),1fr))}
-.tiles{display:flex;flex-wrap:wrap;gap:12px;margin:16px 0 0}
-.tiles div{flex:1 1 150px;background:var(--card);border:1px solid var(--line);border-radius:10px;
-padding:10px 14px}.tiles dt{color:var(--muted);font-size:.85rem}
-.tiles dd{margin:0;font-size:1.6rem;font-weight:600;color:var(--accent)}
 figure{margin:0}figure svg{display:block;width:100%;height:auto}svg text{font-family:inherit}
 .key{display:flex;flex-wrap:wrap;gap:4px 16px;list-style:none;padding:0;margin:0 0 6px;
 font-size:.85rem;color:var(--muted)}.key svg{width:12px;height:12px;margin-right:5px}
@@ -73,43 +75,27 @@ th:first-child,td:first-child{text-align:left;padding-left:0}
 .facts td{text-align:left;white-space:normal;overflow-wrap:anywhere}
 summary{cursor:pointer;color:var(--accent);font-size:.9rem;margin-top:8px}
 dl.words dt{font-weight:600}dl.words dd{margin:0 0 8px;max-width:75ch}
+@media (max-width:520px){th,td{padding:4px 5px}.wide td:first-child{white-space:normal;
+min-width:6rem}}
 :focus-visible{outline:2px solid var(--accent);outline-offset:2px}
 ";
 
-const WORDS: [(&str, &str); 7] = [
-    (
-        "Lock operation",
-        "Taking a lock, working inside its section, and releasing it: the work the VMs do.",
-    ),
-    (
-        "Slice",
-        "The time a vCPU may run before the host gives its CPU to another vCPU that waits for it.",
-    ),
-    (
-        "Extension",
-        "A little extra time at the end of a slice, 1 ms at most by default, for a vCPU inside a \
-         critical section. One a slice; the time used is taken back from its VM later.",
-    ),
-    (
-        "Preemption",
-        "The host took the CPU from a vCPU that still had work.",
-    ),
-    (
-        "Critical preemption",
-        "A preemption in the middle of a critical section: whoever needs the lock waits, and can \
-         make no progress, until that vCPU runs again.",
-    ),
-    (
-        "Avoided",
-        "A slice ended inside a section, an extension was granted, and the section ended within \
-         it: one critical preemption that did not happen.",
-    ),
-    (
-        "Share",
-        "The CPU time a VM is entitled to, by its weight. Its deviation says how far the time it \
-         received is from that.",
-    ),
-];
+const WORDS: &str = "<section><h2>Words</h2><dl class=\"words\">
+<dt>Lock operation</dt><dd>Taking a lock, working inside its section, and releasing it: the work \
+the VMs do.</dd>
+<dt>Slice</dt><dd>The time a vCPU may run before the host gives its CPU to another vCPU that waits \
+for it.</dd>
+<dt>Extension</dt><dd>A little extra time at the end of a slice, 1 ms at most by default, for a \
+vCPU inside a critical section. One a slice; the time used is taken back from its VM later.</dd>
+<dt>Preemption</dt><dd>The host took the CPU from a vCPU that still had work.</dd>
+<dt>Critical preemption</dt><dd>A preemption in the middle of a critical section: whoever needs \
+the lock waits, and can make no progress, until that vCPU runs again.</dd>
+<dt>Avoided</dt><dd>A slice ended inside a section, an extension was granted, and the section \
+ended within it: one critical preemption that did not happen.</dd>
+<dt>Share</dt><dd>The CPU time a VM is entitled to, by its weight. Its deviation says how far the \
+time it received is from that.</dd>
+</dl></section>
+";
 
 /// The whole page.
 pub(super) fn render(report: &Report) -> String {
@@ -123,14 +109,17 @@ pub(super) fn render(report: &Report) -> String {
         escape(&report.scenario.workload),
         dark_plots(),
     );
-    let _ = write!(page, "<h1>eCS demo</h1><p class=\"lead\">{}</p>", headline(report));
+    let _ = write!(
+        page,
+        "<h1>eCS demo</h1><p class=\"lead\">{}</p>",
+        headline(report)
+    );
     if report.vcpus_are.contains("software") {
         page.push_str(
             "<p class=\"note\">KVM is emulated here: compare the arms, not the absolute \
              figures.</p>",
         );
     }
-    page.push_str(&tiles(report));
     page.push_str(&what_was_run(report));
     page.push_str("<div class=\"pair\">");
     page.push_str(&throughput(report));
@@ -138,36 +127,28 @@ pub(super) fn render(report: &Report) -> String {
     page.push_str("</div>");
     page.push_str(&shares(report));
     page.push_str(&all_runs(report));
-    page.push_str("<section><h2>Words</h2><dl class=\"words\">");
-    for (word, meaning) in WORDS {
-        let _ = write!(page, "<dt>{word}</dt><dd>{meaning}</dd>");
-    }
-    page.push_str("</dl></section>\n</main></body></html>\n");
-    page
+    page + WORDS + "</main></body></html>\n"
 }
 
 /// What the ratios say, in words.
 fn headline(report: &Report) -> String {
     let vms = plural(report.scenario.vms, "VM");
-    let mut against = Vec::new();
-    if let Some(ratio) = report.throughput_ratio {
-        against.push(format!(
-            "<strong>{} times</strong> the lock operations they reach under the stock scheduler",
-            number(ratio)
-        ));
-    }
-    if let Some(ratio) = report.extension_ratio {
-        against.push(format!(
-            "<strong>{} times</strong> those under the same controller without extensions",
-            number(ratio)
-        ));
-    }
-    if let Some(efficiency) = report.efficiency {
-        against.push(format!(
-            "<strong>{} %</strong> of what one VM alone reaches, which is the limit",
-            number(efficiency * 100.0)
-        ));
-    }
+    let said = |value: Option<f64>, unit: &str, what: &str| {
+        let value = value.map(number)?;
+        Some(format!("<strong>{value}{unit}</strong> {what}"))
+    };
+    let hundred = |value: Option<f64>| value.map(|value| value * 100.0);
+    let stock = "the lock operations they reach under the stock scheduler";
+    let alone = "those under the same controller without extensions";
+    let limit = "of what one VM alone reaches, which is taken as the limit";
+    let against: Vec<String> = [
+        said(report.throughput_ratio, " times", stock),
+        said(report.extension_ratio, " times", alone),
+        said(hundred(report.efficiency), " %", limit),
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
     let mut text = match against.split_last() {
         None => format!(
             "{vms} ran, but there is no ratio to report: eCS, or what it is compared with, was \
@@ -175,42 +156,24 @@ fn headline(report: &Report) -> String {
         ),
         Some((only, [])) => format!("With eCS, {vms} together reach {only}."),
         Some((last, rest)) => {
-            format!("With eCS, {vms} together reach {}, and {last}.", rest.join(", "))
+            let rest = rest.join(", ");
+            format!("With eCS, {vms} together reach {rest}, and {last}.")
         }
     };
-    if let Some(avoided) = report.avoided_ratio {
+    let harmless = "did no harm: the section ended within its extension.";
+    if let Some(avoided) = said(hundred(report.avoided_ratio), " %", harmless) {
         let _ = write!(
             text,
-            " Of the slice ends that met a critical section, <strong>{} %</strong> did no harm: \
-             the section ended within its extension.",
-            number(avoided * 100.0)
+            " Of the slice ends that met a critical section, {avoided}"
         );
     }
-    if let Some(percent) = report.share_deviation_percent {
+    if let Some(away) = said(report.share_deviation_percent, " %", "away from it.") {
         let _ = write!(
             text,
-            " The VM furthest from its share of CPU time is <strong>{} %</strong> away from it.",
-            number(percent)
+            " The VM furthest from its share of CPU time is {away}"
         );
     }
     text
-}
-
-fn tiles(report: &Report) -> String {
-    let percent = |value: Option<f64>| value.map(|value| format!("{} %", number(value)));
-    let times = |value: Option<f64>| value.map(|value| format!("{}×", number(value)));
-    let hundred = |value: Option<f64>| value.map(|value| value * 100.0);
-    let tiles: String = [
-        ("against the stock scheduler", times(report.throughput_ratio)),
-        ("against no extensions", times(report.extension_ratio)),
-        ("of the limit", percent(hundred(report.efficiency))),
-        ("critical preemptions avoided", percent(hundred(report.avoided_ratio))),
-        ("largest share deviation", percent(report.share_deviation_percent)),
-    ]
-    .into_iter()
-    .filter_map(|(name, value)| Some(format!("<div><dt>{name}</dt><dd>{}</dd></div>", value?)))
-    .collect();
-    if tiles.is_empty() { tiles } else { format!("<dl class=\"tiles\">{tiles}</dl>") }
 }
 
 fn what_was_run(report: &Report) -> String {
@@ -223,131 +186,121 @@ fn what_was_run(report: &Report) -> String {
         scenario.in_us,
         scenario.out_us,
     );
+    let pinning = "pin their counts for ever, to gain time";
     for (vms, what) in [
         (&scenario.unhinted, "annotate nothing"),
-        (&scenario.pinning, "pin their counts for ever, to gain time"),
+        (&scenario.pinning, pinning),
     ] {
         if !vms.is_empty() {
-            let _ = write!(work, "; VMs that {what}: {}", list(vms));
+            let names: Vec<String> = vms.iter().map(|index| vm_name(report, *index)).collect();
+            let _ = write!(work, "; VMs that {what}: {}", names.join(", "));
         }
     }
     if !scenario.weights.is_empty() {
-        let _ = write!(work, "; weights {}", list(&scenario.weights));
+        let weights: Vec<String> = scenario.weights.iter().map(u32::to_string).collect();
+        let _ = write!(work, "; weights {}", weights.join(", "));
     }
+    let (runs, seconds) = (plural(scenario.runs, "run"), scenario.seconds);
     let mut rows = vec![
         ("Work", work),
-        ("Runs", format!("{} of {} s an arm, arms interleaved", scenario.runs, scenario.seconds)),
+        (
+            "Length",
+            format!("{runs} of {seconds} s an arm, arms interleaved"),
+        ),
         ("vCPUs", report.vcpus_are.clone()),
-        ("CPU", format!("{}; online: {}", machine.cpu, machine.online_cpus)),
+        ("CPU", machine.cpu.clone()),
+        ("CPUs online", machine.online_cpus.clone()),
         ("Kernel", machine.kernel.clone()),
+        ("Load average", machine.load_average.clone()),
     ];
-    rows.extend(machine.hz.clone().map(|hz| ("Timer", format!("{hz} Hz"))));
-    rows.push(("Load average", machine.load_average.clone()));
-    let rows: String = rows
-        .iter()
-        .map(|(name, value)| {
-            format!("<tr><th scope=\"row\">{name}</th><td>{}</td></tr>", escape(value))
-        })
-        .collect();
+    rows.extend(machine.hz.clone().map(|hz| ("Timer, Hz", hz)));
+    let mut body = String::new();
+    for (name, value) in rows {
+        let value = escape(&value);
+        let _ = write!(
+            body,
+            "<tr><th scope=\"row\">{name}</th><td>{value}</td></tr>"
+        );
+    }
     format!(
-        "<section><h2>What was run, and on what</h2><table class=\"facts\"><tbody>{rows}</tbody>\
+        "<section><h2>What was run, and on what</h2><table class=\"facts\"><tbody>{body}</tbody>\
          </table></section>\n"
     )
 }
 
+/// Name of a VM, from a run where it can be had.
+fn vm_name(report: &Report, index: usize) -> String {
+    let run = report.arms.iter().find_map(|arm| arm.runs.first());
+    run.and_then(|run| run.vms.get(index))
+        .map_or_else(|| index.to_string(), |vm| vm.name.clone())
+}
+
 /// Plot 1.
 fn throughput(report: &Report) -> String {
-    let title = "Throughput by arm";
-    let rows: Vec<Row> = report
-        .arms
-        .iter()
-        .map(|arm| Row {
-            label: format!("{}: {}", arm.arm.title(), number(arm.ops_per_s)),
-            bars: vec![(
-                arm.ops_per_s,
-                if arm.arm == Arm::Ecs { ECS } else { NEUTRAL },
-                arm.runs.iter().map(RunReport::ops_per_s).collect(),
-            )],
-        })
-        .collect();
     let limit = report.alone_ops_per_s;
-    let limit_shown = limit.map(number);
+    let (mut rows, mut table) = (Vec::new(), Vec::new());
+    for arm in &report.arms {
+        let (name, median) = (arm.arm.title(), number(arm.ops_per_s));
+        let (low, high) = arm.ops_per_s_range;
+        let paint = if arm.arm == Arm::Ecs { ECS } else { NEUTRAL };
+        let dots = arm.runs.iter().map(RunReport::ops_per_s).collect();
+        rows.push(Row {
+            label: format!("{name}: {median}"),
+            bars: vec![(arm.ops_per_s, paint, dots)],
+        });
+        table.push(vec![name.to_owned(), median, number(low), number(high)]);
+    }
     let mut keys = vec![
-        key("<rect width=\"12\" height=\"12\" rx=\"2\"", ECS, "eCS, median"),
-        key("<rect width=\"12\" height=\"12\" rx=\"2\"", NEUTRAL, "other arms, median"),
-        key("<circle cx=\"6\" cy=\"6\" r=\"4\"", INK, "one run"),
+        key(SQUARE, ECS, "eCS, median"),
+        key(SQUARE, NEUTRAL, "other arms, median"),
+        key(DOT, INK, "one run"),
     ];
-    keys.extend(limit_shown.as_ref().map(|limit| {
-        key(
-            "<rect x=\"5\" width=\"2\" height=\"12\"",
-            INK,
-            &format!("limit, one VM alone: {limit}"),
-        )
-    }));
-    let mut table: Vec<Vec<String>> = report
-        .arms
-        .iter()
-        .map(|arm| {
-            let (low, high) = arm.ops_per_s_range;
-            vec![arm.arm.title().to_owned(), number(arm.ops_per_s), number(low), number(high)]
-        })
-        .collect();
-    table.extend(limit_shown.map(|limit| {
-        vec!["one VM alone (the limit)".to_owned(), limit, "–".to_owned(), "–".to_owned()]
-    }));
+    if let Some(limit) = limit.map(number) {
+        keys.push(key(MARK, INK, &format!("limit, one VM alone: {limit}")));
+        let name = "one VM alone (the limit)".to_owned();
+        table.push(vec![name, limit, "–".to_owned(), "–".to_owned()]);
+    }
+    let head = ["arm", "median", "lowest", "highest"];
     format!(
-        "<section><h2>{title}</h2><p class=\"note\">Lock operations a second, all VMs together. \
-         More is better.</p>{}{}{}</section>\n",
+        "<section><h2>Throughput by arm</h2><p class=\"note\">Lock operations a second, all VMs \
+         together. More is better.</p>{}{}{}</section>\n",
         legend(&keys),
-        figure(&format!("{title}: {}", labels(&rows)), bars_height(&rows), |root| {
-            draw_bars(root, &rows, limit)
-        }),
-        table_of("Lock operations a second", &["arm", "median", "lowest", "highest"], &table),
+        bars_figure("Lock operations a second by arm", &rows, limit),
+        table_of("Lock operations a second", &head, &table),
     )
 }
 
 /// Plot 2.
 fn preemptions(report: &Report) -> String {
-    let title = "Preemptions by arm";
-    let figures: Vec<(&str, [f64; 3])> = report
-        .arms
-        .iter()
-        .map(|arm| {
-            let of = |count: fn(&RunReport) -> f64| median_per_second(arm, count);
-            let all = of(|run| run.counters.preemptions as f64);
-            let critical = of(|run| run.counters.critical_preemptions as f64);
-            let stall = of(|run| run.counters.critical_stall_us as f64 / 1e3);
-            (arm.arm.title(), [all, critical, stall])
-        })
-        .collect();
-    let rows: Vec<Row> = figures
-        .iter()
-        .map(|(name, [all, critical, _])| Row {
-            label: format!("{name}: {}, critical {}", number(*all), number(*critical)),
-            bars: vec![(*all, NEUTRAL, Vec::new()), (*critical, CRITICAL, Vec::new())],
-        })
-        .collect();
-    let table: Vec<Vec<String>> = figures
-        .iter()
-        .map(|(name, values)| {
-            let values = values.iter().map(|value| number(*value));
-            std::iter::once((*name).to_owned()).chain(values).collect()
-        })
-        .collect();
+    let (mut rows, mut table) = (Vec::new(), Vec::new());
+    for arm in &report.arms {
+        let name = arm.arm.title();
+        let of = |count: fn(&RunReport) -> f64| {
+            let rates = arm.runs.iter().map(|run| per_second(count(run), run));
+            median(&rates.collect::<Vec<_>>())
+        };
+        let all = of(|run| run.counters.preemptions as f64);
+        let critical = of(|run| run.counters.critical_preemptions as f64);
+        let stall = of(|run| run.counters.critical_stall_us as f64 / 1e3);
+        rows.push(Row {
+            label: format!("{name}: {}, critical {}", number(all), number(critical)),
+            bars: vec![(all, NEUTRAL, Vec::new()), (critical, CRITICAL, Vec::new())],
+        });
+        let values = [all, critical, stall].map(number);
+        table.push(std::iter::once(name.to_owned()).chain(values).collect());
+    }
     let keys = [
-        key("<rect width=\"12\" height=\"12\" rx=\"2\"", NEUTRAL, "preemptions"),
-        key("<rect width=\"12\" height=\"12\" rx=\"2\"", CRITICAL, "critical preemptions"),
+        key(SQUARE, NEUTRAL, "preemptions"),
+        key(SQUARE, CRITICAL, "critical preemptions"),
     ];
     format!(
-        "<section><h2>{title}</h2><p class=\"note\">A second, all VMs together, median of the \
-         runs. Fewer critical ones is better.</p>{}{}{}</section>\n",
+        "<section><h2>Preemptions by arm</h2><p class=\"note\">A second, all VMs together, median \
+         of the runs. Fewer critical ones is better.</p>{}{}{}</section>\n",
         legend(&keys),
-        figure(&format!("{title}, a second: {}", labels(&rows)), bars_height(&rows), |root| {
-            draw_bars(root, &rows, None)
-        }),
+        bars_figure("Preemptions a second by arm", &rows, None),
         table_of(
-            "A second, median of the runs",
-            &["arm", "preemptions", "critical", "stalled in a section, ms"],
+            "Per second, median of the runs",
+            &["arm", "all", "critical", "stalled, ms"],
             &table
         ),
     )
@@ -355,127 +308,125 @@ fn preemptions(report: &Report) -> String {
 
 /// Plot 3.
 fn shares(report: &Report) -> String {
-    let last: Vec<(Arm, &RunReport, Vec<Line>)> = report
-        .arms
+    let mut last = Vec::new();
+    for arm in &report.arms {
+        if let Some(run) = arm.runs.last() {
+            last.push((arm.arm.title(), run, fair_lines(run)));
+        }
+    }
+    let widest = last
         .iter()
-        .filter_map(|arm| arm.runs.last().map(|run| (arm.arm, run, fair_lines(run))))
-        .collect();
-    let samples = || last.iter().flat_map(|(_, _, lines)| lines.iter().flatten());
-    let widest = samples().map(Sample::ahead_ms).map(f64::abs).fold(1.0, f64::max);
-    let longest = samples().map(|sample| sample.seconds).fold(0.1, f64::max);
+        .map(|(_, _, lines)| furthest_ms(lines))
+        .fold(1.0, f64::max);
+    let samples = last.iter().flat_map(|(_, _, lines)| lines.iter().flatten());
+    let longest = samples.map(|sample| sample.seconds).fold(0.1, f64::max);
     let mut panels = String::new();
     let (mut summary, mut series) = (Vec::new(), Vec::new());
-    for (arm, run, lines) in &last {
-        let title = arm.title();
-        let worst = lines.iter().flatten().map(Sample::ahead_ms).map(f64::abs).fold(0.0, f64::max);
+    for (title, run, lines) in &last {
+        let off = number(furthest_ms(lines));
         let plot = if lines.iter().all(Vec::is_empty) {
             "<p class=\"note\">No samples over time.</p>".to_owned()
         } else {
-            let alt = format!(
-                "CPU time ahead of the fair line over time, {title}: at most {} ms away",
-                number(worst)
-            );
-            figure(&alt, 440, |root| draw_lines(root, lines, longest, widest))
+            let alt = format!("CPU time ahead of the fair line, {title}: at most {off} ms off");
+            let plot = figure(&alt, PANEL, |root| draw_lines(root, lines, longest, widest));
+            format!("<p class=\"note\">at most {off} ms off</p>{plot}")
         };
         let _ = write!(panels, "<div><h3>{title}</h3>{plot}</div>");
-        for (index, vm) in run.vms.iter().enumerate() {
+        for (vm, line) in run.vms.iter().zip(lines) {
+            let name = || vec![(*title).to_owned(), vm.name.clone()];
             let off = (vm.cpu_s / vm.entitled_s - 1.0) * 100.0;
-            summary.push(vec![
-                title.to_owned(),
-                vm.name.clone(),
-                number(vm.cpu_s),
-                number(vm.entitled_s),
-                number(off),
-            ]);
-            for sample in lines.get(index).into_iter().flatten() {
-                series.push(vec![
-                    title.to_owned(),
-                    vm.name.clone(),
-                    number(sample.seconds),
-                    format!("{:.4}", sample.received_s),
-                    format!("{:.4}", sample.fair_s),
-                    number(sample.ahead_ms()),
-                    number(sample.ops_per_s),
-                ]);
+            let whole = [seconds(vm.cpu_s), seconds(vm.entitled_s), number(off)];
+            summary.push(name().into_iter().chain(whole).collect());
+            for sample in line {
+                let times = [sample.seconds, sample.received_s, sample.fair_s].map(seconds);
+                let figures = [sample.ahead_ms(), sample.ops_per_s].map(number);
+                series.push(name().into_iter().chain(times).chain(figures).collect());
             }
         }
     }
-    let names = last.iter().map(|(_, run, _)| &run.vms).max_by_key(|vms| vms.len());
-    let mut keys: Vec<String> = names
-        .into_iter()
-        .flatten()
+    let vms = last.first().map_or(&[][..], |(_, run, _)| &run.vms);
+    let mut keys: Vec<String> = vms
+        .iter()
         .zip(VMS)
-        .map(|(vm, paint)| key("<rect y=\"4\" width=\"12\" height=\"4\"", paint, &vm.name))
+        .map(|(vm, paint)| key(DASH, paint, &vm.name))
         .collect();
-    if names.is_some_and(|names| names.len() > VMS.len()) {
-        keys.push(key("<rect y=\"4\" width=\"12\" height=\"4\"", NEUTRAL, "all other VMs"));
+    if vms.len() > VMS.len() {
+        keys.push(key(DASH, NEUTRAL, "all other VMs"));
     }
+    let head = ["arm", "VM", "received, CPU s", "entitled, CPU s", "off, %"];
+    let fine = [
+        "arm",
+        "VM",
+        "time, s",
+        "received, CPU s",
+        "fair, CPU s",
+        "ahead, ms",
+        "ops/s",
+    ];
     format!(
         "<section><h2>Shares over time</h2><p class=\"note\">Last run of each arm: CPU time each \
-         VM received so far, ms ahead of its fair part of what all VMs received (the line at 0), \
-         against seconds. Nearer to 0 is fairer; the scale is the same for all arms.</p>{}\
+         VM received so far, in ms ahead of its fair part of what all VMs received (the line at \
+         0), against seconds. Nearer to 0 is fairer; all arms have the same scale.</p>{}\
          <div class=\"panels\">{panels}</div>{}<details><summary>Every sample</summary>{}\
          </details></section>\n",
         legend(&keys),
-        table_of(
-            "Last run of each arm, whole run",
-            &["arm", "VM", "received, CPU s", "entitled, CPU s", "off, %"],
-            &summary
-        ),
-        table_of(
-            "Since the first common sample",
-            &["arm", "VM", "time, s", "received, CPU s", "fair, CPU s", "ahead, ms", "ops/s"],
-            &series
-        ),
+        table_of("Last run of each arm, whole run", &head, &summary),
+        table_of("Since the first common sample", &fine, &series),
     )
 }
 
 fn all_runs(report: &Report) -> String {
-    let head = [
-        "arm and run", "ops/s", "lost wake-ups", "preempted/s", "critical/s", "stalled, ms/s",
-        "requests", "grants", "denials", "yielded", "expired", "revoked", "aborted",
-        "extension, ms", "stepped aside", "rotations", "doorbells", "share off, %",
-        "controller CPU, %", "decision, ns", "length, s", "controller",
-    ];
+    let head: Vec<&str> = std::iter::once("arm and run")
+        .chain(COLUMNS.iter().map(|column| column.0))
+        .collect();
     let mut rows = Vec::new();
     for arm in &report.arms {
-        for (index, run) in arm.runs.iter().enumerate() {
-            let counters = &run.counters;
-            let rate = |count: u64| number(per_second(count as f64, run.seconds));
-            let mut row = vec![
-                format!("{}, {}", arm.arm.title(), index + 1),
-                number(run.ops_per_s()),
-                run.vms.iter().map(|vm| vm.lost_wakeups).sum::<u64>().to_string(),
-                rate(counters.preemptions),
-                rate(counters.critical_preemptions),
-                number(per_second(counters.critical_stall_us as f64 / 1e3, run.seconds)),
-            ];
-            row.extend(
-                [
-                    counters.requests,
-                    counters.grants,
-                    counters.denials,
-                    counters.yielded,
-                    counters.expired,
-                    counters.revoked,
-                    counters.aborted,
-                ]
-                .map(count),
-            );
-            row.push(number(counters.extension_us as f64 / 1e3));
-            row.extend([counters.stepped_aside, counters.rotations, counters.doorbells].map(count));
-            row.extend([
-                number(run.share_deviation_percent),
-                number(run.controller_cpu_percent),
-                count(run.decision_median_ns),
-                number(run.seconds),
-                run.controller.clone(),
-            ]);
+        for (run, nr) in arm.runs.iter().zip(1..) {
+            let mut row = vec![format!("{}, {nr}", arm.arm.title())];
+            row.extend(COLUMNS.iter().map(|(_, figure)| figure(run)));
             rows.push(row);
         }
     }
-    format!("<section><h2>All runs</h2>{}</section>\n", table_of("Sums of all VMs", &head, &rows))
+    let table = table_of("Sums of all VMs; counts are of the whole run", &head, &rows);
+    format!("<section><h2>All runs</h2>{table}</section>\n")
 }
+
+/// A column of the table of all runs, and its figure.
+type Column = (&'static str, fn(&RunReport) -> String);
+
+const COLUMNS: [Column; 21] = [
+    ("ops/s", |run| number(run.ops_per_s())),
+    ("preempted/s", |run| {
+        number(per_second(run.counters.preemptions as f64, run))
+    }),
+    ("critical/s", |run| {
+        number(per_second(run.counters.critical_preemptions as f64, run))
+    }),
+    ("stalled, ms/s", |run| {
+        number(per_second(run.counters.critical_stall_us as f64 / 1e3, run))
+    }),
+    ("share off, %", |run| number(run.share_deviation_percent)),
+    ("requests", |run| count(run.counters.requests)),
+    ("grants", |run| count(run.counters.grants)),
+    ("denials", |run| count(run.counters.denials)),
+    ("yielded", |run| count(run.counters.yielded)),
+    ("expired", |run| count(run.counters.expired)),
+    ("revoked", |run| count(run.counters.revoked)),
+    ("aborted", |run| count(run.counters.aborted)),
+    ("extension, us", |run| count(run.counters.extension_us)),
+    ("stepped aside", |run| count(run.counters.stepped_aside)),
+    ("rotations", |run| count(run.counters.rotations)),
+    ("doorbells", |run| count(run.counters.doorbells)),
+    ("lost wake-ups", |run| {
+        count(run.vms.iter().map(|vm| vm.lost_wakeups).sum())
+    }),
+    ("controller CPU, %", |run| {
+        number(run.controller_cpu_percent)
+    }),
+    ("decision, ns", |run| count(run.decision_median_ns)),
+    ("length, s", |run| seconds(run.seconds)),
+    ("controller", |run| run.controller.clone()),
+];
 
 /// A group of bars with a line of text above.
 struct Row {
@@ -484,21 +435,20 @@ struct Row {
     bars: Vec<(f64, Paint, Vec<f64>)>,
 }
 
-/// Height of a bar, and of all else in its row, in units of the plot.
+/// Heights of a bar, of the text above it and of the axis, in units of the plot.
 const BAR: u32 = 34;
-const ROW: u32 = 66;
+const LABEL: u32 = 52;
 const AXIS: u32 = 48;
 
-fn bars_height(rows: &[Row]) -> u32 {
-    rows.iter().map(row_height).sum::<u32>() + AXIS
+fn bars_figure(what: &str, rows: &[Row], limit: Option<f64>) -> String {
+    let labels: Vec<&str> = rows.iter().map(|row| row.label.as_str()).collect();
+    let size = (BARS_WIDTH, rows.iter().map(row_height).sum::<u32>() + AXIS);
+    let alt = format!("{what}. {}", labels.join("; "));
+    figure(&alt, size, |root| draw_bars(root, rows, limit))
 }
 
 fn row_height(row: &Row) -> u32 {
-    row.bars.iter().map(|_| BAR + 4).sum::<u32>() + ROW
-}
-
-fn labels(rows: &[Row]) -> String {
-    rows.iter().map(|row| row.label.as_str()).collect::<Vec<_>>().join("; ")
+    row.bars.iter().map(|_| BAR + 4).sum::<u32>() + LABEL + 14
 }
 
 type Drawing = Result<(), Box<dyn Error>>;
@@ -506,12 +456,17 @@ type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 
 fn draw_bars(root: &Area<'_>, rows: &[Row], limit: Option<f64>) -> Drawing {
     let bars = || rows.iter().flat_map(|row| &row.bars);
-    let top = bars().flat_map(|(value, _, dots)| dots.iter().chain([value])).chain(&limit);
-    let top = top.copied().filter(|value| value.is_finite()).fold(0.0, f64::max);
+    let top = bars()
+        .flat_map(|(value, _, dots)| dots.iter().chain([value]))
+        .chain(&limit);
+    let top = top
+        .copied()
+        .filter(|value| value.is_finite())
+        .fold(0.0, f64::max);
     let end = if top > 0.0 { top * 1.02 } else { 1.0 };
     let depth = f64::from(rows.iter().map(row_height).sum::<u32>());
     let mut chart = ChartBuilder::on(root)
-        .margin_left(6)
+        .margin_left(12)
         .margin_right(40)
         .x_label_area_size(AXIS)
         .build_cartesian_2d(0.0..end, depth.max(1.0)..0.0)?;
@@ -528,13 +483,23 @@ fn draw_bars(root: &Area<'_>, rows: &[Row], limit: Option<f64>) -> Drawing {
         .draw()?;
     let mut y = 0.0;
     for row in rows {
-        let ink = FONT.into_font().color(&INK.0).pos(Pos::new(HPos::Left, VPos::Center));
-        chart.draw_series([EmptyElement::at((0.0, y + 34.0)) + Text::new(row.label.clone(), (4, 0), ink)])?;
-        y += 52.0;
+        let ink = FONT
+            .into_font()
+            .color(&INK.0)
+            .pos(Pos::new(HPos::Left, VPos::Center));
+        chart.draw_series([Text::new(row.label.clone(), (0.0, y + 34.0), ink)])?;
+        y += f64::from(LABEL);
         for (value, paint, dots) in &row.bars {
             let (upper, lower) = (y, y + f64::from(BAR));
-            let length = if value.is_finite() { value.max(0.0) } else { 0.0 };
-            chart.draw_series([Rectangle::new([(0.0, upper), (length, lower)], paint.0.filled())])?;
+            let length = if value.is_finite() {
+                value.max(0.0)
+            } else {
+                0.0
+            };
+            chart.draw_series([Rectangle::new(
+                [(0.0, upper), (length, lower)],
+                paint.0.filled(),
+            )])?;
             if let Some(limit) = limit.filter(|limit| limit.is_finite()) {
                 let mark = [(limit, upper - 6.0), (limit, lower + 6.0)];
                 chart.draw_series([PathElement::new(mark, INK.0.stroke_width(4))])?;
@@ -549,7 +514,7 @@ fn draw_bars(root: &Area<'_>, rows: &[Row], limit: Option<f64>) -> Drawing {
             }
             y = lower + 4.0;
         }
-        y += f64::from(ROW) - 52.0;
+        y += 14.0;
     }
     Ok(())
 }
@@ -568,51 +533,58 @@ impl Sample {
     }
 }
 
+fn furthest_ms(lines: &[Line]) -> f64 {
+    let away = lines.iter().flatten().map(|sample| sample.ahead_ms().abs());
+    away.fold(0.0, f64::max)
+}
+
 /// The samples of one VM; empty where there are none.
 type Line = Vec<Sample>;
+
+/// Of a timeline: seconds, lock operations a second, CPU seconds so far.
+type Point = (f64, f64, f64);
 
 /// What each VM received, and its entitlement's part of what all received by then.
 ///
 /// VMs are sampled one by one; what the others had at that moment is interpolated.
 fn fair_lines(run: &RunReport) -> Vec<Line> {
-    let usable = |points: &[(f64, f64, f64)]| {
-        points.len() > 1 && points.iter().all(|(t, _, cpu)| t.is_finite() && cpu.is_finite())
-    };
-    if !run.vms.iter().all(|vm| usable(&vm.timeline)) {
+    let is_sound = |&(t, _, cpu_s): &Point| t.is_finite() && cpu_s.is_finite();
+    if !run.vms.iter().flat_map(|vm| &vm.timeline).all(is_sound) {
         return run.vms.iter().map(|_| Line::new()).collect();
     }
-    let times = |end: fn(&[(f64, f64, f64)]) -> Option<&(f64, f64, f64)>| {
-        run.vms.iter().filter_map(move |vm| end(&vm.timeline)).map(|point| point.0)
+    let start = |vm: &VmRun| vm.timeline.first().map_or(f64::MAX, |point| point.0);
+    let end = |vm: &VmRun| vm.timeline.last().map_or(f64::MIN, |point| point.0);
+    let from = run.vms.iter().map(start).fold(f64::MIN, f64::max);
+    let to = run.vms.iter().map(end).fold(f64::MAX, f64::min);
+    let received_s = |vm: &VmRun, t| cpu_at(&vm.timeline, t) - cpu_at(&vm.timeline, from);
+    let entitled_s: f64 = run.vms.iter().map(|vm| vm.entitled_s).sum();
+    let line = |vm: &VmRun| {
+        let common = vm
+            .timeline
+            .iter()
+            .filter(|(t, _, _)| (from..=to).contains(t));
+        let sample = |&(seconds, ops_per_s, _): &Point| {
+            let all_s: f64 = run.vms.iter().map(|vm| received_s(vm, seconds)).sum();
+            let fair_s = all_s * vm.entitled_s / entitled_s.max(1e-9);
+            Sample {
+                seconds,
+                ops_per_s,
+                received_s: received_s(vm, seconds),
+                fair_s,
+            }
+        };
+        common.map(sample).collect()
     };
-    let from = times(|points| points.first()).fold(0.0, f64::max);
-    let to = times(|points| points.last()).fold(f64::MAX, f64::min);
-    let since = |points: &[(f64, f64, f64)], t: f64| cpu_at(points, t) - cpu_at(points, from);
-    let entitled: f64 = run.vms.iter().map(|vm| vm.entitled_s).sum();
-    run.vms
-        .iter()
-        .map(|vm| {
-            let share = if entitled > 0.0 {
-                vm.entitled_s / entitled
-            } else {
-                1.0 / run.vms.len() as f64
-            };
-            let inside = vm.timeline.iter().filter(|(t, _, _)| (from..=to).contains(t));
-            inside
-                .map(|&(seconds, ops_per_s, _)| Sample {
-                    seconds,
-                    ops_per_s,
-                    received_s: since(&vm.timeline, seconds),
-                    fair_s: share * run.vms.iter().map(|vm| since(&vm.timeline, seconds)).sum::<f64>(),
-                })
-                .collect()
-        })
-        .collect()
+    run.vms.iter().map(line).collect()
 }
 
 /// CPU seconds at a time, interpolated between samples, constant beyond them.
-fn cpu_at(points: &[(f64, f64, f64)], t: f64) -> f64 {
+fn cpu_at(points: &[Point], t: f64) -> f64 {
     let next = points.partition_point(|point| point.0 < t);
-    match (next.checked_sub(1).and_then(|before| points.get(before)), points.get(next)) {
+    match (
+        next.checked_sub(1).and_then(|before| points.get(before)),
+        points.get(next),
+    ) {
         (Some(a), Some(b)) if b.0 > a.0 => a.2 + (b.2 - a.2) * (t - a.0) / (b.0 - a.0),
         (_, Some(b)) => b.2,
         (Some(a), None) => a.2,
@@ -643,65 +615,68 @@ fn draw_lines(root: &Area<'_>, lines: &[Line], seconds: f64, widest_ms: f64) -> 
     chart.draw_series([PathElement::new(fair, MUTED.0.stroke_width(3))])?;
     for (index, line) in lines.iter().enumerate() {
         let paint = VMS.get(index).copied().unwrap_or(NEUTRAL);
-        let points = line.iter().map(|sample| (sample.seconds, sample.ahead_ms()));
+        let points = line
+            .iter()
+            .map(|sample| (sample.seconds, sample.ahead_ms()));
         chart.draw_series(LineSeries::new(points, paint.0.stroke_width(4)))?;
     }
     Ok(())
 }
 
 /// One SVG, with its text for who cannot see it.
-fn figure(alt: &str, height: u32, draw: impl FnOnce(&Area<'_>) -> Drawing) -> String {
+fn figure(alt: &str, size: (u32, u32), draw: impl FnOnce(&Area<'_>) -> Drawing) -> String {
     let mut svg = String::new();
-    let drawn = {
-        let root = SVGBackend::with_string(&mut svg, (WIDTH, height)).into_drawing_area();
-        draw(&root).and_then(|()| Ok(root.present()?))
-    };
-    let alt = escape(alt);
-    match (drawn, svg.split_once('>')) {
-        (Ok(()), Some((open, rest))) => {
-            format!("<figure>{open} role=\"img\" aria-label=\"{alt}\">{rest}</figure>")
-        }
-        (Err(error), _) => {
-            format!("<p class=\"note\">Cannot draw this plot: {}.</p>", escape(&error.to_string()))
-        }
-        (Ok(()), None) => String::new(),
+    let root = SVGBackend::with_string(&mut svg, size).into_drawing_area();
+    let drawn = draw(&root).and_then(|()| Ok(root.present()?));
+    drop(root);
+    if let Err(error) = drawn {
+        let error = escape(&error.to_string());
+        return format!("<p class=\"note\">Cannot draw this plot: {error}.</p>");
     }
+    let alt = escape(alt);
+    let named = format!("<svg role=\"img\" aria-label=\"{alt}\"");
+    format!("<figure>{}</figure>", svg.replacen("<svg", &named, 1))
 }
 
-/// An entry of a legend; `shape` lacks its colour and end.
+/// An entry of a legend.
 fn key(shape: &str, paint: Paint, text: &str) -> String {
+    let (fill, text) = (hex(paint.0), escape(text));
     format!(
-        "<li><svg viewBox=\"0 0 12 12\" aria-hidden=\"true\">{shape} fill=\"{}\"/></svg>{}</li>",
-        hex(paint.0),
-        escape(text)
+        "<li><svg viewBox=\"0 0 12 12\" aria-hidden=\"true\"><path d=\"{shape}\" \
+         fill=\"{fill}\"/></svg>{text}</li>"
     )
 }
 
 fn legend(keys: &[String]) -> String {
-    if keys.is_empty() {
-        return String::new();
-    }
     format!("<ul class=\"key\">{}</ul>", keys.concat())
 }
 
 /// A table that scrolls by itself where the page is narrow.
 fn table_of(caption: &str, head: &[&str], rows: &[Vec<String>]) -> String {
-    let head: String = head.iter().map(|name| format!("<th scope=\"col\">{name}</th>")).collect();
-    let cells = |row: &Vec<String>| -> String {
-        row.iter().map(|cell| format!("<td>{}</td>", escape(cell))).collect()
-    };
-    let body: String = rows.iter().map(|row| format!("<tr>{}</tr>\n", cells(row))).collect();
-    format!(
+    let mut table = format!(
         "<div class=\"scroll\" tabindex=\"0\" role=\"region\" aria-label=\"{caption}\">\
-         <table class=\"wide\"><caption>{caption}</caption><thead><tr>{head}</tr></thead>\
-         <tbody>{body}</tbody></table></div>"
-    )
+         <table class=\"wide\"><caption>{caption}</caption><thead><tr>"
+    );
+    for name in head {
+        let _ = write!(table, "<th scope=\"col\">{name}</th>");
+    }
+    table.push_str("</tr></thead><tbody>");
+    for row in rows {
+        table.push_str("<tr>");
+        for cell in row {
+            let _ = write!(table, "<td>{}</td>", escape(cell));
+        }
+        table.push_str("</tr>\n");
+    }
+    table + "</tbody></table></div>"
 }
 
 /// Exchanges the colours of the plots on a dark page.
 fn dark_plots() -> String {
     let mut css = "@media (prefers-color-scheme:dark){".to_owned();
-    for Paint(light, dark) in [INK, MUTED, GRID, SURFACE, NEUTRAL, ECS, CRITICAL].iter().chain(&VMS)
+    for Paint(light, dark) in [INK, MUTED, GRID, SURFACE, NEUTRAL, CRITICAL]
+        .iter()
+        .chain(&VMS)
     {
         let (light, dark) = (hex(*light), hex(*dark));
         let _ = write!(
@@ -717,24 +692,28 @@ fn hex(RGBColor(red, green, blue): RGBColor) -> String {
     format!("#{red:02X}{green:02X}{blue:02X}")
 }
 
-fn per_second(count: f64, seconds: f64) -> f64 {
-    if seconds > 0.0 { count / seconds } else { 0.0 }
-}
-
-fn median_per_second(arm: &ArmReport, count: fn(&RunReport) -> f64) -> f64 {
-    median(&arm.runs.iter().map(|run| per_second(count(run), run.seconds)).collect::<Vec<_>>())
+fn per_second(count: f64, run: &RunReport) -> f64 {
+    if run.seconds > 0.0 {
+        count / run.seconds
+    } else {
+        0.0
+    }
 }
 
 fn plural(count: usize, noun: &str) -> String {
     format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
 }
 
-fn list(items: &[impl ToString]) -> String {
-    items.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+fn count(value: u64) -> String {
+    grouped(&value.to_string())
 }
 
-fn count(value: u64) -> String {
-    if value == 0 { "0".to_owned() } else { grouped(&value.to_string()) }
+fn seconds(value: f64) -> String {
+    if value.is_finite() {
+        format!("{value:.3}")
+    } else {
+        number(value)
+    }
 }
 
 /// A number to three digits or more, its thousands apart; a dash where there is none.
@@ -749,6 +728,307 @@ fn number(value: f64) -> String {
         _ if size >= 9.995 => format!("{size:.1}"),
         _ => format!("{size:.2}"),
     };
-    let sign = if value < 0.0 { "−" } else { "" };
+    let is_zero = digits.bytes().all(|digit| matches!(digit, b'0' | b'.'));
+    let sign = if value < 0.0 && !is_zero { "−" } else { "" };
     format!("{sign}{}", grouped(&digits))
+}
+
+/// The same for an axis: no zeros that say nothing.
+fn tick(value: f64) -> String {
+    let text = number(value);
+    if text.contains('.') {
+        return text.trim_end_matches('0').trim_end_matches('.').to_owned();
+    }
+    text
+}
+
+/// Puts a narrow space before every third of many digits.
+fn grouped(digits: &str) -> String {
+    if digits.contains('.') {
+        return digits.to_owned();
+    }
+    let mut out = String::new();
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            out.push('\u{202f}');
+        }
+        out.push(digit);
+    }
+    out
+}
+
+/// Text as it may stand in HTML, between tags and in attributes.
+fn escape(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '&' => out.push_str("&amp;"),
+            '<' => out.push_str("&lt;"),
+            '>' => out.push_str("&gt;"),
+            '"' => out.push_str("&quot;"),
+            '\'' => out.push_str("&#39;"),
+            c if c.is_control() => out.push(' '),
+            c => out.push(c),
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
+
+    use super::super::measure::RunCounters;
+    use super::super::{ArmReport, Machine, Scenario};
+    use super::*;
+
+    /// A report as two VMs on two CPUs give it; `scale` 0 is one of nothing but zeros.
+    fn sample(scale: f64, name: &str) -> Report {
+        let run = |ops: f64, critical: u64, drift: f64| {
+            let vm = |sign: f64, name: String| VmRun {
+                name,
+                ops_per_s: ops * scale,
+                cpu_s: (2.0 + sign * drift) * scale,
+                entitled_s: 2.0 * scale,
+                timeline: (1..=10)
+                    .map(|i| f64::from(i) * 0.2)
+                    .map(|t| {
+                        let ahead = sign * drift * t / 2.0 * (1.0 + 0.4 * (t * 7.0).sin());
+                        (t + 0.003 * sign, ops * scale, (t + ahead) * scale)
+                    })
+                    .collect(),
+                ..VmRun::default()
+            };
+            let of = |count: u64| if scale > 0.0 { count } else { 0 };
+            RunReport {
+                seconds: 2.0 * scale,
+                vcpus_are: "KVM (works)".to_owned(),
+                vms: vec![vm(1.0, name.to_owned()), vm(-1.0, "vm1".to_owned())],
+                share_deviation_percent: drift * 50.0 * scale,
+                counters: RunCounters {
+                    requests: of(400),
+                    grants: of(398),
+                    yielded: of(397),
+                    preemptions: of(1400),
+                    critical_preemptions: of(critical),
+                    critical_stall_us: of(critical * 2900),
+                    ..RunCounters::default()
+                },
+                controller_cpu_percent: 0.3 * scale,
+                decision_median_ns: of(512),
+                controller: "userspace rr".to_owned(),
+            }
+        };
+        let arm = |arm: Arm, ops: f64, critical: u64, drift: f64| ArmReport {
+            arm,
+            ops_per_s: 2.0 * ops * scale,
+            ops_per_s_range: (1.9 * ops * scale, 2.1 * ops * scale),
+            runs: [1.0, 0.95, 1.05]
+                .iter()
+                .map(|f| run(ops * f, critical, drift))
+                .collect(),
+        };
+        Report {
+            machine: Machine {
+                cpu: "Test CPU <2 GHz>".to_owned(),
+                online_cpus: "0-1".to_owned(),
+                kernel: "6.12.0".to_owned(),
+                hz: None,
+                load_average: "0.50 0.40 0.30 1/200 4000".to_owned(),
+            },
+            scenario: Scenario::default(),
+            vcpus_are: "KVM (works)".to_owned(),
+            alone_ops_per_s: Some(165_000.0 * scale),
+            arms: vec![
+                arm(Arm::Stock, 51_000.0, 700, 0.03),
+                arm(Arm::Rotate, 62_000.0, 520, 0.004),
+                arm(Arm::Ecs, 81_500.0, 2, 0.001),
+            ],
+            throughput_ratio: Some(1.598),
+            extension_ratio: Some(1.314),
+            efficiency: Some(0.988),
+            avoided_ratio: Some(0.9925),
+            share_deviation_percent: Some(0.05),
+        }
+    }
+
+    /// Every tag closed, in order, no stray `<`; the page is written so that XML's rules hold.
+    fn assert_well_formed(page: &str) {
+        let body = page.strip_prefix("<!DOCTYPE html>").unwrap();
+        let mut open: Vec<&str> = Vec::new();
+        for part in body.split('<').skip(1) {
+            let (tag, text) = part
+                .split_once('>')
+                .unwrap_or_else(|| panic!("unclosed: {part}"));
+            let is_style = open.last() == Some(&"style") || tag == "style";
+            assert!(is_style || !text.contains('>'), "stray > in {text:?}");
+            assert!(
+                tag.matches('"').count().is_multiple_of(2),
+                "quotes of {tag:?}"
+            );
+            let name = tag
+                .trim_start_matches('/')
+                .split([' ', '/', '\n'])
+                .next()
+                .unwrap();
+            assert!(
+                name.chars().all(|c| c.is_ascii_alphanumeric()) && !name.is_empty(),
+                "{tag:?}"
+            );
+            if tag.starts_with('/') {
+                assert_eq!(open.pop(), Some(name), "closed out of order");
+            } else if !tag.ends_with('/') {
+                open.push(name);
+            }
+        }
+        assert_eq!(open, Vec::<&str>::new());
+        assert!(
+            !page.contains("NaN") && !page.contains("inf<"),
+            "a figure that is none"
+        );
+        for outside in ["http://", "https://", "src=", "url(", "@import", "<script"] {
+            let found = page.matches(outside).count();
+            let namespaces = page.matches("xmlns=\"http://www.w3.org/2000/svg\"").count();
+            assert_eq!(
+                found,
+                if outside == "http://" { namespaces } else { 0 },
+                "{outside}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_whole_report_has_all_parts() {
+        let page = render(&sample(1.0, "vm0"));
+        assert_well_formed(&page);
+        for part in [
+            "<strong>1.60 times</strong> the lock operations",
+            "<strong>1.31 times</strong> those under",
+            "<strong>98.8 %</strong> of what one VM alone",
+            "<strong>99.2 %</strong> did no harm",
+            "<strong>0.05 %</strong> away",
+            "limit, one VM alone: 165\u{202f}000",
+            "stock scheduler: 700, critical 350",
+        ] {
+            assert!(page.contains(part), "lacks {part}");
+        }
+        // Two plots of bars, one of lines an arm, each named twice: for the ear and the pointer.
+        assert_eq!(page.matches("role=\"img\" aria-label=\"").count(), 5);
+        assert_eq!(
+            page.matches("<polyline").count() - axes(&page),
+            6,
+            "two VMs, three arms"
+        );
+        assert_eq!(
+            page.matches("<td>eCS, 3</td>").count(),
+            1,
+            "the last run is in the table"
+        );
+    }
+
+    /// Polylines that plotters draws for axes and marks, not for VMs.
+    fn axes(page: &str) -> usize {
+        let lines: Vec<&str> = page
+            .lines()
+            .filter(|line| line.starts_with("<polyline"))
+            .collect();
+        lines
+            .iter()
+            .filter(|line| !VMS.iter().any(|vm| line.contains(&hex(vm.0))))
+            .count()
+    }
+
+    #[test]
+    fn zeros_render() {
+        let mut report = sample(0.0, "vm0");
+        assert_well_formed(&render(&report));
+        report.arms.iter_mut().for_each(|arm| arm.runs.clear());
+        assert_well_formed(&render(&report));
+        report.arms.clear();
+        report.scenario.vms = 0;
+        assert_well_formed(&render(&report));
+    }
+
+    #[test]
+    fn figures_that_are_none_render() {
+        let mut report = sample(1.0, "vm0");
+        for (index, broken) in [f64::NAN, f64::INFINITY, -1.0].into_iter().enumerate() {
+            let arm = &mut report.arms[index];
+            arm.ops_per_s = broken;
+            for run in &mut arm.runs {
+                run.seconds = broken;
+                run.vms[0].timeline[3].2 = broken;
+                run.vms[1].timeline.truncate(index);
+            }
+        }
+        report.alone_ops_per_s = Some(f64::INFINITY);
+        assert_well_formed(&render(&report));
+    }
+
+    #[test]
+    fn nothing_to_compare_is_said() {
+        let report = Report {
+            alone_ops_per_s: None,
+            throughput_ratio: None,
+            extension_ratio: None,
+            efficiency: None,
+            avoided_ratio: None,
+            share_deviation_percent: None,
+            ..sample(1.0, "vm0")
+        };
+        let page = render(&report);
+        assert_well_formed(&page);
+        assert!(page.contains("there is no ratio to report"));
+        assert!(!page.contains("class=\"tiles\"") && !page.contains("one VM alone"));
+    }
+
+    #[test]
+    fn text_is_escaped() {
+        let mut report = sample(1.0, "<b>&\"'");
+        report.scenario.workload = "</style><script>".to_owned();
+        let page = render(&report);
+        assert_well_formed(&page);
+        assert!(page.contains("&lt;b&gt;&amp;&quot;&#39;") && !page.contains("<b>"));
+        assert!(page.contains("Test CPU &lt;2 GHz&gt;"));
+    }
+
+    #[test]
+    fn the_fair_line_is_the_entitlement_of_what_all_received() {
+        let vm = |entitled_s: f64, timeline| VmRun {
+            entitled_s,
+            timeline,
+            ..VmRun::default()
+        };
+        let run = RunReport {
+            vms: vec![
+                vm(1.0, vec![(0.0, 0.0, 5.0), (1.0, 0.0, 5.5), (2.0, 0.0, 6.0)]),
+                vm(3.0, vec![(0.0, 0.0, 0.0), (2.0, 0.0, 2.0)]),
+            ],
+            ..RunReport::default()
+        };
+        let lines = fair_lines(&run);
+        let sample = &lines[0][1];
+        // By then 0.5 s and, between two samples, 1.0 s: a quarter of 1.5 s is fair.
+        assert!((sample.received_s - 0.5).abs() < 1e-9);
+        assert!((sample.fair_s - 0.375).abs() < 1e-9);
+        assert!((sample.ahead_ms() - 125.0).abs() < 1e-6);
+        assert!(
+            (lines[0][2].ahead_ms() + lines[1][1].ahead_ms()).abs() < 1e-6,
+            "they balance"
+        );
+    }
+
+    #[test]
+    fn numbers_read_well() {
+        assert_eq!(number(0.0), "0");
+        assert_eq!(number(-0.0004), "0.00");
+        assert_eq!(number(9.996), "10.0");
+        assert_eq!(number(-12.34), "−12.3");
+        assert_eq!(number(1_234_567.8), "1\u{202f}234\u{202f}568");
+        assert_eq!(number(f64::NAN), "–");
+        assert_eq!(
+            (tick(2.0), tick(0.5), tick(100.0)),
+            ("2".into(), "0.5".into(), "100".into())
+        );
+    }
 }

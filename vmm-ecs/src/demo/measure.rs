@@ -7,7 +7,7 @@ use std::sync::mpsc::{self, Receiver};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, bail};
-use ecs_microvm::{GuestKind, Message, VmConfig, VmKind, Workload};
+use ecs_microvm::{Guest, Progress, VmConfig, VmReport, Workload};
 use ecs_policy::{Claim, split_fairly};
 use ecs_sched::sys::CpuSet;
 use ecs_stats::{Snapshot, VmStats, read_snapshot};
@@ -16,6 +16,8 @@ use serde::{Deserialize, Serialize};
 use super::{Arm, DemoOptions, PATIENCE, Scenario};
 use crate::config::{ConfigFile, VmSection};
 
+/// A VM that nobody stops ends by itself.
+const LONGEST_MS: u64 = 3_600_000;
 /// Time between two points of the plots.
 const SAMPLE: Duration = Duration::from_millis(200);
 
@@ -60,6 +62,9 @@ pub(crate) struct VmRun {
     pub(crate) entitled_s: f64,
     /// Waiters found asleep although their wait had ended.
     pub(crate) lost_wakeups: u64,
+    /// Time a released lock took to its next owner, where that one waited, us: median and 99th
+    /// percentile.
+    pub(crate) handoff_us: (f64, f64),
     /// Over time: seconds since the start, lock operations a second, CPU seconds received so far.
     pub(crate) timeline: Vec<(f64, f64, f64)>,
 }
@@ -164,6 +169,27 @@ pub(crate) struct Exporter {
     pub(crate) address: String,
 }
 
+/// What a VM says, a line each.
+#[derive(Debug)]
+enum Message {
+    Ready,
+    Progress(Progress),
+    Final(Box<VmReport>),
+}
+
+impl Message {
+    fn parse(line: &str) -> Option<Self> {
+        let value: serde_json::Value = serde_json::from_str(line).ok()?;
+        if value.get("ready").is_some() {
+            Some(Self::Ready)
+        } else if value.get("final").is_some() {
+            serde_json::from_value(value).ok().map(|report| Self::Final(Box::new(report)))
+        } else {
+            serde_json::from_value(value).ok().map(Self::Progress)
+        }
+    }
+}
+
 /// A VM of a run, as a process.
 struct VmProcess {
     name: String,
@@ -180,6 +206,8 @@ pub(crate) struct Bench {
     pcpus: CpuSet,
     mechanism: String,
     scenario: Scenario,
+    /// Measured once: every VM of every arm does the same work.
+    iterations_per_us: f64,
 }
 
 impl Bench {
@@ -196,6 +224,7 @@ impl Bench {
             pcpus,
             mechanism: options.mechanism.clone(),
             scenario: options.scenario.clone(),
+            iterations_per_us: ecs_microvm::work::calibrate(),
         })
     }
 
@@ -242,19 +271,22 @@ impl Bench {
             // It ends by itself at the end of its input.
             let _ = vm.stdin.write_all(b"stop\n");
         }
-        let finals: Vec<Option<Message>> = vms.iter().map(|vm| last_word(&vm.messages)).collect();
+        let finals: Vec<Option<Box<VmReport>>> = vms.iter().map(|vm| last_word(&vm.messages)).collect();
         drop(vms);
         drop(daemon);
         let (mut report, timelines) = result?;
         for ((vm, last), timeline) in report.vms.iter_mut().zip(finals).zip(timelines) {
-            let Some(Message::Final { ops, elapsed_ns, kind_used, why, lost_wakeups, .. }) = last
-            else {
+            let Some(last) = last else {
                 bail!("{} ended without a report: run with VMM_ECS_LOG=debug to see why", vm.name);
             };
-            vm.ops_per_s = ops.iter().sum::<u64>() as f64 / (elapsed_ns.max(1) as f64 / 1e9);
-            vm.lost_wakeups = lost_wakeups;
+            if !last.exclusion_held() {
+                bail!("{}: its locks did not exclude each other, the figures mean nothing", vm.name);
+            }
+            vm.ops_per_s = last.ops_per_s();
+            vm.lost_wakeups = last.lost_wakeups;
+            vm.handoff_us = (last.handoff.p50_ns as f64 / 1e3, last.handoff.p99_ns as f64 / 1e3);
             vm.timeline = timeline;
-            report.vcpus_are = format!("{kind_used} ({why})");
+            report.vcpus_are = format!("{} ({})", last.kind_used.name(), last.why);
         }
         Ok(report)
     }
@@ -313,7 +345,7 @@ impl Bench {
             .collect::<anyhow::Result<Vec<_>>>()?;
         for vm in &mut vms {
             match vm.messages.recv_timeout(PATIENCE) {
-                Ok(Message::Ready { .. }) => {}
+                Ok(Message::Ready) => {}
                 other => bail!("{} did not become ready: {other:?}", vm.name),
             }
         }
@@ -335,28 +367,17 @@ impl Bench {
 
     fn start_vm(&self, scenario: &Scenario, index: usize) -> anyhow::Result<VmProcess> {
         let name = vm_name(index);
-        let kind: VmKind = scenario.kind.parse().map_err(|error: String| anyhow!(error))?;
-        let workload = Workload {
-            kind: scenario.workload.parse().map_err(|error: String| anyhow!(error))?,
-            in_ns: us_to_ns(scenario.in_us),
-            out_ns: us_to_ns(scenario.out_us),
-            ..Workload::default()
-        };
+        let workload = Workload::new(scenario.workload.parse()?, scenario.in_us, scenario.out_us);
         let config = VmConfig {
-            name: name.clone(),
-            kind,
-            vcpus: scenario.vcpus,
+            kind: scenario.kind.parse()?,
             socket: Some(self.dir.path().join(format!("{name}.sock"))),
-            workload,
             cpus: self.pcpus.cpus().to_vec(),
             annotate: !scenario.unhinted.contains(&index),
-            guest: if scenario.pinning.contains(&index) {
-                GuestKind::PinCounts
-            } else {
-                GuestKind::Honest
-            },
+            guest: if scenario.pinning.contains(&index) { Guest::PinCounts } else { Guest::Honest },
+            duration_ms: LONGEST_MS,
             report_ms: u64::try_from(SAMPLE.as_millis()).unwrap_or(u64::MAX),
-            ..VmConfig::default()
+            iterations_per_us: Some(self.iterations_per_us),
+            ..VmConfig::new(&name, u32::try_from(scenario.vcpus)?, workload)
         };
         let mut child = Command::new(&self.program)
             .arg("microvm")
@@ -372,7 +393,7 @@ impl Bench {
         let (sender, messages) = mpsc::channel();
         std::thread::spawn(move || {
             for line in BufReader::new(stdout).lines().map_while(Result::ok) {
-                if let Ok(message) = serde_json::from_str(&line)
+                if let Some(message) = Message::parse(&line)
                     && sender.send(message).is_err()
                 {
                     return;
@@ -401,7 +422,7 @@ impl Bench {
             std::thread::sleep(SAMPLE.min(end.saturating_duration_since(Instant::now())));
             for ((vm, timeline), last) in vms.iter().zip(&mut timelines).zip(&mut last) {
                 for message in vm.messages.try_iter() {
-                    if let Message::Progress { t_ms, ops, cpu_ns } = message {
+                    if let Message::Progress(Progress { t_ms, ops, cpu_ns }) = message {
                         let (seconds, ops) = (t_ms as f64 / 1e3, ops.iter().sum::<u64>());
                         let rate = (ops - last.1) as f64 / (seconds - last.0).max(1e-3);
                         *last = (seconds, ops);
@@ -479,11 +500,11 @@ fn summary(scenario: &Scenario, before: &Snapshot, after: &Snapshot) -> anyhow::
     })
 }
 
-fn last_word(messages: &Receiver<Message>) -> Option<Message> {
+fn last_word(messages: &Receiver<Message>) -> Option<Box<VmReport>> {
     let deadline = Instant::now() + PATIENCE;
     loop {
         match messages.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-            Ok(message @ Message::Final { .. }) => return Some(message),
+            Ok(Message::Final(report)) => return Some(report),
             Ok(_) => {}
             Err(_) => return None,
         }
@@ -492,10 +513,4 @@ fn last_word(messages: &Receiver<Message>) -> Option<Message> {
 
 fn vm_name(index: usize) -> String {
     format!("vm{index}")
-}
-
-#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
-fn us_to_ns(us: f64) -> u32 {
-    // Saturating by definition of the cast.
-    (us * 1000.0).round() as u32
 }

@@ -109,7 +109,7 @@ impl Supervisor {
         self.scan();
     }
 
-    fn doorbells(&self, name: &str) -> Vec<Arc<vmm_sys_util::eventfd::EventFd>> {
+    fn doorbells(&self, name: &str) -> Vec<Arc<std::os::fd::OwnedFd>> {
         let state = self.shared.state.lock();
         let vm = state.find(name).and_then(|vm| state.vm(vm));
         vm.map(|vm| vm.spec.doorbells.iter().flatten().cloned().collect())

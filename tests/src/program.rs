@@ -1,0 +1,63 @@
+//! Programs of this workspace.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::{Context, bail};
+
+/// Builds the program `name` of the package of the same name, in the profile of the running test,
+/// and returns its path.
+///
+/// # Errors
+/// If cargo cannot build it, with cargo's own words.
+pub fn workspace_program(name: &str) -> anyhow::Result<PathBuf> {
+    let profile = profile()?;
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo"));
+    // Cargo says where the program is: the target directory may be anywhere.
+    let output = Command::new(cargo)
+        .args([
+            "build",
+            "--quiet",
+            "--package",
+            name,
+            "--bin",
+            name,
+            "--profile",
+            &profile,
+        ])
+        .arg("--message-format=json-render-diagnostics")
+        .current_dir(crate::root())
+        .output()
+        .context("Cannot run cargo build")?;
+    if !output.status.success() {
+        let said = String::from_utf8_lossy(&output.stderr);
+        bail!(
+            "Cannot build {name}: cargo build ended with {}\n{said}",
+            output.status
+        );
+    }
+    String::from_utf8_lossy(&output.stdout)
+        .lines()
+        .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
+        .filter(|message| {
+            message
+                .pointer("/target/name")
+                .is_some_and(|found| found == name)
+        })
+        .find_map(|message| Some(PathBuf::from(message.get("executable")?.as_str()?)))
+        .with_context(|| format!("Cargo built no program {name}"))
+}
+
+/// Cargo profile of the running test: test programs lie in `PROFILE/deps/`.
+fn profile() -> anyhow::Result<String> {
+    let program = std::env::current_exe().context("Cannot find the running test")?;
+    let folder = program
+        .ancestors()
+        .nth(2)
+        .and_then(|folder| folder.file_name())
+        .and_then(|name| name.to_str())
+        .with_context(|| format!("Cannot tell the cargo profile from {}", program.display()))?;
+    // The one profile whose folder has another name.
+    Ok(if folder == "debug" { "dev" } else { folder }.to_owned())
+}
