@@ -15,11 +15,18 @@ pub(crate) fn report() -> String {
         };
         let _ = writeln!(out, "{what:<34} {mark}  {text}");
     };
-    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default().trim().to_owned();
+    let read = |path: &str| {
+        std::fs::read_to_string(path)
+            .unwrap_or_default()
+            .trim()
+            .to_owned()
+    };
     line("kernel", Ok(read("/proc/sys/kernel/osrelease")));
     line(
         "CPUs online",
-        CpuSet::online().map(|cpus| cpus.to_string()).map_err(|error| error.to_string()),
+        CpuSet::online()
+            .map(|cpus| cpus.to_string())
+            .map_err(|error| error.to_string()),
     );
     let perf = SwitchRing::open(0).map(|_| "perf software events".to_owned());
     let perf = perf.map_err(|error| format!("{error}: needs CAP_PERFMON or root"));
@@ -29,7 +36,10 @@ pub(crate) fn report() -> String {
     line("sched_ext", sched_ext());
     line("/dev/kvm", kvm());
     let throttle = read("/proc/sys/kernel/sched_rt_runtime_us");
-    line("real-time throttling", Ok(format!("{throttle} us of each second; windows stay below")));
+    line(
+        "real-time throttling",
+        Ok(format!("{throttle} us of each second; windows stay below")),
+    );
     let controller = match (perf.is_ok(), fifo.is_ok()) {
         (true, true) => "userspace, mechanism rt",
         (true, false) => "observe: no real-time class",
@@ -71,5 +81,7 @@ fn kvm() -> Result<String, String> {
     };
     let mut vm = ecs_microvm::Vm::new(config).map_err(|error| error.to_string())?;
     vm.go();
-    vm.finish().map(|report| report.why).map_err(|error| error.to_string())
+    vm.finish()
+        .map(|report| report.why)
+        .map_err(|error| error.to_string())
 }

@@ -251,5 +251,9 @@ fn run_demo(args: DemoArgs) -> anyhow::Result<ExitCode> {
     }
     let missed = bars.bars.iter().filter(|bar| !bar.holds).count();
     eprintln!("\n{} bars, {missed} missed", bars.bars.len());
-    Ok(if missed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if missed == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }

@@ -147,7 +147,13 @@ pub(crate) struct VmSection {
 
 impl Default for VmSection {
     fn default() -> Self {
-        Self { name: String::new(), socket: None, weight: WEIGHT_DEFAULT, enabled: true, doorbells: 8 }
+        Self {
+            name: String::new(),
+            socket: None,
+            weight: WEIGHT_DEFAULT,
+            enabled: true,
+            doorbells: 8,
+        }
     }
 }
 
@@ -167,8 +173,10 @@ pub(crate) struct Config {
 impl Config {
     /// Reads and checks a file.
     pub(crate) fn load(path: &Path) -> Result<Self, ConfigError> {
-        let text = std::fs::read_to_string(path)
-            .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
+            path: path.to_owned(),
+            source,
+        })?;
         let file: ConfigFile = toml::from_str(&text).map_err(|source| ConfigError::Parse {
             path: path.to_owned(),
             source: Box::new(source),
@@ -188,7 +196,9 @@ impl Config {
 
     /// Socket of a VM.
     pub(crate) fn socket_of(&self, vm: &VmSection) -> PathBuf {
-        vm.socket.clone().unwrap_or_else(|| self.runtime_dir.join(format!("{}.sock", vm.name)))
+        vm.socket
+            .clone()
+            .unwrap_or_else(|| self.runtime_dir.join(format!("{}.sock", vm.name)))
     }
 }
 
@@ -199,9 +209,7 @@ impl TryFrom<ConfigFile> for Config {
         let ConfigFile { host, policy, vms } = file;
         let pcpus = host
             .pcpus
-            .map(|list| {
-                CpuSet::parse(&list).map_err(|part| ConfigError::Pcpus { list, part })
-            })
+            .map(|list| CpuSet::parse(&list).map_err(|part| ConfigError::Pcpus { list, part }))
             .transpose()?;
         let params = Params {
             slice_ns: policy.slice_us.saturating_mul(1000),
@@ -246,7 +254,10 @@ impl VmSection {
             return Err(ConfigError::VmName(self.name.clone()));
         }
         if !WEIGHT_RANGE.contains(&self.weight) {
-            return Err(ConfigError::Weight { name: self.name.clone(), weight: self.weight });
+            return Err(ConfigError::Weight {
+                name: self.name.clone(),
+                weight: self.weight,
+            });
         }
         if self.doorbells > 254 {
             return Err(ConfigError::Doorbells {
@@ -272,7 +283,10 @@ mod tests {
     fn an_empty_file_is_the_default() {
         let config = parse("").unwrap();
         assert_eq!(config.params, Params::default());
-        assert_eq!(config.stats_socket(), PathBuf::from("/run/vmm-ecs/stats.sock"));
+        assert_eq!(
+            config.stats_socket(),
+            PathBuf::from("/run/vmm-ecs/stats.sock")
+        );
         assert!(config.vms.is_empty());
     }
 
@@ -293,12 +307,18 @@ mod tests {
         for (text, part) in [
             ("[host]\npcpu = \"0\"", "unknown field `pcpu`"),
             ("[host]\npcpus = \"0-x\"", "\"0-x\""),
-            ("[host]\nmechanism = \"magic\"", "use one of rt, rt-strict, fair"),
+            (
+                "[host]\nmechanism = \"magic\"",
+                "use one of rt, rt-strict, fair",
+            ),
             ("[host]\nsocket_mode = \"999\"", "octal"),
             ("[policy]\nslice_us = 1", "slice must be 0.5 to 100 ms"),
             ("[policy]\nextension_us = 4000", "extension must be"),
             ("[[vm]]\nname = \"../x\"", "VM name"),
-            ("[[vm]]\nname = \"a\"\n[[vm]]\nname = \"a\"", "defined twice"),
+            (
+                "[[vm]]\nname = \"a\"\n[[vm]]\nname = \"a\"",
+                "defined twice",
+            ),
             ("[[vm]]\nname = \"a\"\nweight = 0", "weight 0"),
         ] {
             let error = parse(text).unwrap_err();

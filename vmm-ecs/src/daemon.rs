@@ -62,13 +62,16 @@ struct Sink {
 impl VmSink for Sink {
     fn update(&self, view: VmView) {
         let wanted = self.wanted.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(section) = wanted.get(&view.name) else { return };
+        let Some(section) = wanted.get(&view.name) else {
+            return;
+        };
         self.controller.update(VmSpec {
             weight: section.weight,
             enabled: section.enabled,
             name: view.name,
             pid: view.pid,
-            slots: view.slots,
+            // While the rings stand still, what was registered may be ordinary memory again.
+            slots: if view.running { view.slots } else { Arc::default() },
             doorbells: view.doorbells,
             generation: view.generation,
         });
@@ -82,18 +85,27 @@ impl VmSink for Sink {
 impl Daemon {
     /// Starts everything the configuration names.
     pub(crate) fn start(config: Config) -> Result<Self, DaemonError> {
-        std::fs::create_dir_all(&config.runtime_dir).map_err(|source| {
-            DaemonError::RuntimeDir { path: config.runtime_dir.clone(), source }
+        std::fs::create_dir_all(&config.runtime_dir).map_err(|source| DaemonError::RuntimeDir {
+            path: config.runtime_dir.clone(),
+            source,
         })?;
         let controller = start_controller(&config)?;
-        let sink = Arc::new(Sink { controller: controller.clone(), wanted: Mutex::default() });
+        let sink = Arc::new(Sink {
+            controller: controller.clone(),
+            wanted: Mutex::default(),
+        });
         let stats = StatsServer::bind(
             &config.stats_socket(),
             config.socket_mode,
             Arc::new(move || controller.snapshot()),
         )?;
         let vms = config.vms.clone();
-        let mut daemon = Self { devices: BTreeMap::new(), sink, config, stats: Some(stats) };
+        let mut daemon = Self {
+            devices: BTreeMap::new(),
+            sink,
+            config,
+            stats: Some(stats),
+        };
         for vm in vms {
             daemon.add(vm)?;
         }
@@ -138,7 +150,10 @@ impl Daemon {
     }
 
     fn wanted(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, VmSection>> {
-        self.sink.wanted.lock().unwrap_or_else(PoisonError::into_inner)
+        self.sink
+            .wanted
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     fn remove(&mut self, name: &str) {
@@ -177,7 +192,8 @@ impl Daemon {
                     return Ok(());
                 }
                 self.remove(&name);
-                self.add(vm).map_err(|error| format!("{:#}", anyhow::Error::from(error)))
+                self.add(vm)
+                    .map_err(|error| format!("{:#}", anyhow::Error::from(error)))
             });
             match result {
                 Ok(()) => drop(refused.remove(&name)),
@@ -212,11 +228,16 @@ fn read_definitions(dir: &Path) -> Result<BTreeMap<String, Definition>, String> 
         if path.extension().is_none_or(|extension| extension != "toml") {
             continue;
         }
-        let Some(name) = path.file_stem().and_then(|name| name.to_str()) else { continue };
+        let Some(name) = path.file_stem().and_then(|name| name.to_str()) else {
+            continue;
+        };
         let definition = std::fs::read_to_string(&path)
             .map_err(|error| error.to_string())
             .and_then(|text| toml::from_str(&text).map_err(|error| error.to_string()))
-            .map(|vm: VmSection| VmSection { name: name.to_owned(), ..vm })
+            .map(|vm: VmSection| VmSection {
+                name: name.to_owned(),
+                ..vm
+            })
             .and_then(|vm| vm.check().map(|()| vm).map_err(|error| error.to_string()));
         found.insert(name.to_owned(), definition);
     }

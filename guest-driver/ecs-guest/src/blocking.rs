@@ -63,6 +63,12 @@ impl BlockingMutex {
         }
     }
 
+    /// Whether some vCPU holds the lock, at this instant.
+    #[must_use]
+    pub fn is_locked(&self) -> bool {
+        self.state.load(Ordering::Acquire) != FREE
+    }
+
     fn wait(&self) -> WaitFor<'_> {
         let holder = self.holder.load(Ordering::Relaxed);
         WaitFor {

@@ -200,26 +200,72 @@ fn mutex_owner_is_never_unseen() {
     });
 }
 
-/// The strict form, from the lock's own words: from the very instruction that takes the ticket.
-#[test]
-fn ticket_shows_from_the_instruction_that_takes_it() {
-    model(|| {
-        let world = World::new(TicketLock::default(), 1);
+/// The strict form, from the lock's own words: from the very instruction that takes a free lock to
+/// the one that releases it. There is one vCPU, which takes the lock once.
+fn check_strictly<L: Send + Sync + 'static>(
+    make: fn() -> L,
+    is_locked: fn(&L) -> bool,
+    take: fn(&L, &TestVcpu<'_>),
+) {
+    model(move || {
+        let world = World::new(make(), 1);
         let other = Arc::clone(&world);
-        let owner = thread::spawn(move || {
-            let vcpu = other.vcpu(0);
-            drop(other.lock.lock(&vcpu));
-        });
-        let before = world.lock.tickets();
+        let owner = thread::spawn(move || take(&other.lock, &other.vcpu(0)));
+        let before = is_locked(&world.lock);
         let line = &world.lines[0].guest;
         let waiting = line.waiting.load(Ordering::Acquire);
-        let count = line.np_count.load(Ordering::Acquire);
-        let after = world.lock.tickets();
-        if before.0 != before.1 && before == after {
-            assert!(count > 0 || waiting != VIRTIO_ECS_WAIT_NONE);
+        let counts = line.np_count.load(Ordering::Acquire) + line.p_count.load(Ordering::Acquire);
+        if before && is_locked(&world.lock) {
+            assert!(
+                counts > 0 || waiting != VIRTIO_ECS_WAIT_NONE,
+                "owns the lock, shows nothing"
+            );
         }
         owner.join().unwrap();
     });
+}
+
+#[test]
+fn ticket_shows_from_first_to_last() {
+    check_strictly(TicketLock::default, TicketLock::is_locked, |lock, vcpu| {
+        drop(lock.lock(vcpu));
+    });
+}
+
+#[test]
+fn queue_shows_from_first_to_last() {
+    check_strictly(
+        QueueLock::<1>::default,
+        QueueLock::is_locked,
+        |lock, vcpu| {
+            drop(lock.lock(vcpu));
+        },
+    );
+}
+
+#[test]
+fn writer_shows_from_first_to_last() {
+    check_strictly(RwSpinLock::default, RwSpinLock::is_locked, |lock, vcpu| {
+        drop(lock.write(vcpu));
+    });
+}
+
+#[test]
+fn reader_shows_from_first_to_last() {
+    check_strictly(RwSpinLock::default, RwSpinLock::is_locked, |lock, vcpu| {
+        drop(lock.read(vcpu));
+    });
+}
+
+#[test]
+fn mutex_shows_from_first_to_last() {
+    check_strictly(
+        BlockingMutex::default,
+        BlockingMutex::is_locked,
+        |lock, vcpu| {
+            drop(lock.lock(vcpu, &Yield));
+        },
+    );
 }
 
 #[test]

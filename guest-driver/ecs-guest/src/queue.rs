@@ -93,6 +93,12 @@ impl<const N: usize> QueueLock<N> {
             waited,
         })
     }
+
+    /// Whether some vCPU holds the lock or waits for it, at this instant.
+    #[must_use]
+    pub fn is_locked(&self) -> bool {
+        self.tail.load(Ordering::Acquire) != 0
+    }
 }
 
 impl<A: Annotate> QueueGuard<'_, A> {

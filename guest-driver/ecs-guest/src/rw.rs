@@ -59,6 +59,12 @@ impl RwSpinLock {
         }
     }
 
+    /// Whether some vCPU holds the lock, at this instant.
+    #[must_use]
+    pub fn is_locked(&self) -> bool {
+        self.state.load(Ordering::Acquire) & (WRITER | READERS) != 0
+    }
+
     /// Waits until none of the bits of `against` is set, then swaps in `taken(state)`. While it
     /// waits, the bits of `announce` are set. Returns whether it had to wait.
     fn acquire<A: Annotate>(

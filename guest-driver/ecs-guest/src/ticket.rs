@@ -57,13 +57,10 @@ impl TicketLock {
         }
     }
 
-    /// Tickets handed out and tickets served: different while the lock is held.
-    #[cfg(test)]
-    pub(crate) fn tickets(&self) -> (u32, u32) {
-        (
-            self.next.load(Ordering::Acquire),
-            self.owner.load(Ordering::Acquire),
-        )
+    /// Whether some vCPU holds the lock or waits for it, at this instant.
+    #[must_use]
+    pub fn is_locked(&self) -> bool {
+        self.next.load(Ordering::Acquire) != self.owner.load(Ordering::Acquire)
     }
 }
 

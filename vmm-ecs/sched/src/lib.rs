@@ -35,9 +35,10 @@ pub use state::VmSpec;
 
 /// What the daemon sees of a controller.
 pub trait Controller: Send + Sync {
-    /// A VM has come, or anything about it has changed.
+    /// A VM has come, or anything about it has changed. When this returns, slots that the VM has
+    /// registered no longer are not touched any more.
     fn update(&self, vm: VmSpec);
-    /// A VM has gone.
+    /// A VM has gone. When this returns, its slots are not touched any more.
     fn gone(&self, name: &str);
     /// Statistics of this moment.
     fn snapshot(&self) -> Snapshot;

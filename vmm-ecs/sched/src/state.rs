@@ -233,6 +233,13 @@ impl VmEntry {
         old
     }
 
+    /// Stops touching guest memory; returns what may have to be unmapped, elsewhere.
+    pub(crate) fn forget_slots(&mut self) -> Arc<VmSlots> {
+        let slots = std::mem::take(&mut self.spec.slots);
+        self.link_slots();
+        slots
+    }
+
     /// Gives each known vCPU thread its slots.
     pub(crate) fn link_slots(&mut self) {
         let slots = &self.spec.slots;
@@ -242,6 +249,7 @@ impl VmEntry {
                 // Unknown to the new slots: told again at the next change.
                 vcpu.yield_bits = 0;
                 vcpu.overloaded = false;
+                vcpu.stale = true;
             }
         }
     }
@@ -252,6 +260,22 @@ impl VmEntry {
 pub(crate) struct VcpuId {
     pub(crate) vm: usize,
     pub(crate) vcpu: usize,
+}
+
+impl VcpuId {
+    /// As a number that names it.
+    pub(crate) fn key(self) -> u64 {
+        (self.vm as u64) << 32 | self.vcpu as u64
+    }
+
+    /// Back from its number.
+    pub(crate) fn from_key(key: u64) -> Self {
+        let half = |bits: u64| usize::try_from(bits & 0xffff_ffff).unwrap_or(usize::MAX);
+        Self {
+            vm: half(key >> 32),
+            vcpu: half(key),
+        }
+    }
 }
 
 /// One managed pCPU.
@@ -265,6 +289,8 @@ pub(crate) struct Pcpu {
     pub(crate) bonus_ns: u64,
     /// Slice ends in a row that met no critical section.
     pub(crate) quiet_turns: u32,
+    /// Rings since the turn began that changed nothing.
+    pub(crate) vain_rings: u32,
     /// Its vCPUs are scheduled as their VMMs left them: no guest here uses locks.
     pub(crate) released: bool,
     /// The thread that had the CPU last, beside the controller's own.
@@ -291,6 +317,7 @@ impl Pcpu {
             turn: None,
             bonus_ns: 0,
             quiet_turns: 0,
+            vain_rings: 0,
             released: false,
             last_tid: 0,
             last: None,
@@ -321,6 +348,8 @@ pub(crate) struct State {
     pub(crate) vms: Vec<Option<VmEntry>>,
     pub(crate) by_tid: HashMap<Tid, VcpuId>,
     pub(crate) pcpus: Vec<Pcpu>,
+    /// Doorbells that ring too often, as VM and pCPU: not listened to until the next beat.
+    pub(crate) mutes: Vec<VcpuId>,
     /// pCPUs whose agents should look at once.
     pub(crate) kicks: Vec<usize>,
     pub(crate) host: HostCounters,
@@ -333,6 +362,7 @@ impl State {
             vms: Vec::new(),
             by_tid: HashMap::new(),
             pcpus: cpus.iter().map(|&cpu| Pcpu::new(cpu, now_ns)).collect(),
+            mutes: Vec::new(),
             kicks: Vec::new(),
             host: HostCounters::default(),
         }

@@ -51,21 +51,32 @@ const STOCK_AND_ECS: &[Arm] = &[Arm::Stock, Arm::Ecs];
 const ONLY_ECS: &[Arm] = &[Arm::Ecs];
 
 fn ecs_runs(report: &Report) -> Option<&[RunReport]> {
-    report.arms.iter().find(|arm| arm.arm == Arm::Ecs).map(|arm| arm.runs.as_slice())
+    report
+        .arms
+        .iter()
+        .find(|arm| arm.arm == Arm::Ecs)
+        .map(|arm| arm.runs.as_slice())
 }
 
 fn of_ecs(report: &Report, field: fn(&RunReport) -> f64) -> Option<f64> {
-    Some(median(&ecs_runs(report)?.iter().map(field).collect::<Vec<_>>()))
+    Some(median(
+        &ecs_runs(report)?.iter().map(field).collect::<Vec<_>>(),
+    ))
 }
 
 /// Excess of the first VM over its entitlement, percent.
 fn first_vm_gain(run: &RunReport) -> f64 {
-    run.vms.first().map_or(0.0, |vm| (vm.cpu_s / vm.entitled_s - 1.0) * 100.0)
+    run.vms
+        .first()
+        .map_or(0.0, |vm| (vm.cpu_s / vm.entitled_s - 1.0) * 100.0)
 }
 
 fn cases(base: &Scenario) -> Vec<Case> {
     use Direction::{AtLeast, AtMost};
-    let long = Scenario { seconds: 10.0, ..base.clone() };
+    let long = Scenario {
+        seconds: 10.0,
+        ..base.clone()
+    };
     vec![
         Case {
             name: "ticket lock, 2 VMs x 2 vCPUs",
@@ -84,18 +95,26 @@ fn cases(base: &Scenario) -> Vec<Case> {
         },
         Case {
             name: "convoy, 2 VMs x 4 vCPUs",
-            scenario: Scenario { vcpus: 4, ..base.clone() },
+            scenario: Scenario {
+                vcpus: 4,
+                ..base.clone()
+            },
             arms: STOCK_AND_ECS,
             alone: true,
             checks: &[
                 ("throughput_ratio", AtLeast, 200.0, |r| r.throughput_ratio),
-                ("share_deviation_percent", AtMost, 1.0, |r| r.share_deviation_percent),
+                ("share_deviation_percent", AtMost, 1.0, |r| {
+                    r.share_deviation_percent
+                }),
                 ("efficiency", AtLeast, 0.95, |r| r.efficiency),
             ],
         },
         Case {
             name: "ticket lock, 3 VMs x 2 vCPUs",
-            scenario: Scenario { vms: 3, ..base.clone() },
+            scenario: Scenario {
+                vms: 3,
+                ..base.clone()
+            },
             arms: STOCK_AND_ECS,
             alone: false,
             checks: &[("throughput_ratio", AtLeast, 2.0, |r| r.throughput_ratio)],
@@ -105,32 +124,50 @@ fn cases(base: &Scenario) -> Vec<Case> {
             scenario: long.clone(),
             arms: ONLY_ECS,
             alone: false,
-            checks: &[("share_deviation_percent", AtMost, 0.5, |r| r.share_deviation_percent)],
+            checks: &[("share_deviation_percent", AtMost, 0.5, |r| {
+                r.share_deviation_percent
+            })],
         },
         Case {
             name: "fairness, one enlightened, 10 s",
-            scenario: Scenario { unhinted: vec![1], ..long.clone() },
+            scenario: Scenario {
+                unhinted: vec![1],
+                ..long.clone()
+            },
             arms: ONLY_ECS,
             alone: false,
-            checks: &[("share_deviation_percent", AtMost, 0.5, |r| r.share_deviation_percent)],
+            checks: &[("share_deviation_percent", AtMost, 0.5, |r| {
+                r.share_deviation_percent
+            })],
         },
         Case {
             name: "fairness, weights 1:3, 10 s",
-            scenario: Scenario { weights: vec![100, 300], ..long.clone() },
+            scenario: Scenario {
+                weights: vec![100, 300],
+                ..long.clone()
+            },
             arms: ONLY_ECS,
             alone: false,
-            checks: &[("share_deviation_percent", AtMost, 1.0, |r| r.share_deviation_percent)],
+            checks: &[("share_deviation_percent", AtMost, 1.0, |r| {
+                r.share_deviation_percent
+            })],
         },
         Case {
             name: "fairness, the first VM pins its counts, 10 s",
-            scenario: Scenario { pinning: vec![0], ..long },
+            scenario: Scenario {
+                pinning: vec![0],
+                ..long
+            },
             arms: ONLY_ECS,
             alone: false,
             checks: &[("gain_percent", AtMost, 0.5, |r| of_ecs(r, first_vm_gain))],
         },
         Case {
             name: "no locks, 2 VMs x 2 vCPUs",
-            scenario: Scenario { workload: "compute".to_owned(), ..base.clone() },
+            scenario: Scenario {
+                workload: "compute".to_owned(),
+                ..base.clone()
+            },
             arms: STOCK_AND_ECS,
             alone: false,
             checks: &[("controller_cpu_percent", AtMost, 0.5, |r| {
@@ -162,7 +199,9 @@ pub(crate) fn run_bars(options: &DemoOptions, say: &dyn Fn(&str)) -> anyhow::Res
             };
             let shown = measured.map_or_else(|| "-".to_owned(), |value| format!("{value:.3}"));
             let verdict = if holds { "holds" } else { "MISSED" };
-            say(&format!("{name:<26} {shown:>12}  {sign} {bar:<8} {verdict}"));
+            say(&format!(
+                "{name:<26} {shown:>12}  {sign} {bar:<8} {verdict}"
+            ));
             bars.push(Bar {
                 name: (*name).to_owned(),
                 scenario: case.name.to_owned(),

@@ -183,7 +183,9 @@ impl Message {
         if value.get("ready").is_some() {
             Some(Self::Ready)
         } else if value.get("final").is_some() {
-            serde_json::from_value(value).ok().map(|report| Self::Final(Box::new(report)))
+            serde_json::from_value(value)
+                .ok()
+                .map(|report| Self::Final(Box::new(report)))
         } else {
             serde_json::from_value(value).ok().map(Self::Progress)
         }
@@ -259,7 +261,10 @@ impl Bench {
             .strip_prefix("listening on ")
             .ok_or_else(|| anyhow!("The exporter did not start"))?
             .to_owned();
-        Ok(Exporter { _process: process, address })
+        Ok(Exporter {
+            _process: process,
+            address,
+        })
     }
 
     /// Runs one arm of a scenario once.
@@ -271,20 +276,30 @@ impl Bench {
             // It ends by itself at the end of its input.
             let _ = vm.stdin.write_all(b"stop\n");
         }
-        let finals: Vec<Option<Box<VmReport>>> = vms.iter().map(|vm| last_word(&vm.messages)).collect();
+        let finals: Vec<Option<Box<VmReport>>> =
+            vms.iter().map(|vm| last_word(&vm.messages)).collect();
         drop(vms);
         drop(daemon);
         let (mut report, timelines) = result?;
         for ((vm, last), timeline) in report.vms.iter_mut().zip(finals).zip(timelines) {
             let Some(last) = last else {
-                bail!("{} ended without a report: run with VMM_ECS_LOG=debug to see why", vm.name);
+                bail!(
+                    "{} ended without a report: run with VMM_ECS_LOG=debug to see why",
+                    vm.name
+                );
             };
             if !last.exclusion_held() {
-                bail!("{}: its locks did not exclude each other, the figures mean nothing", vm.name);
+                bail!(
+                    "{}: its locks did not exclude each other, the figures mean nothing",
+                    vm.name
+                );
             }
             vm.ops_per_s = last.ops_per_s();
             vm.lost_wakeups = last.lost_wakeups;
-            vm.handoff_us = (last.handoff.p50_ns as f64 / 1e3, last.handoff.p99_ns as f64 / 1e3);
+            vm.handoff_us = (
+                last.handoff.p50_ns as f64 / 1e3,
+                last.handoff.p99_ns as f64 / 1e3,
+            );
             vm.timeline = timeline;
             report.vcpus_are = format!("{} ({})", last.kind_used.name(), last.why);
         }
@@ -353,13 +368,19 @@ impl Bench {
         let deadline = Instant::now() + PATIENCE;
         loop {
             let snapshot = self.snapshot()?;
-            let complete =
-                snapshot.vms.iter().filter(|vm| vm.vcpus.len() == scenario.vcpus).count();
+            let complete = snapshot
+                .vms
+                .iter()
+                .filter(|vm| vm.vcpus.len() == scenario.vcpus)
+                .count();
             if complete == scenario.vms {
                 return Ok(vms);
             }
             if Instant::now() > deadline {
-                bail!("The daemon found only {complete} VMs whole:\n{}", self.daemon_log());
+                bail!(
+                    "The daemon found only {complete} VMs whole:\n{}",
+                    self.daemon_log()
+                );
             }
             std::thread::sleep(Duration::from_millis(10));
         }
@@ -373,7 +394,11 @@ impl Bench {
             socket: Some(self.dir.path().join(format!("{name}.sock"))),
             cpus: self.pcpus.cpus().to_vec(),
             annotate: !scenario.unhinted.contains(&index),
-            guest: if scenario.pinning.contains(&index) { Guest::PinCounts } else { Guest::Honest },
+            guest: if scenario.pinning.contains(&index) {
+                Guest::PinCounts
+            } else {
+                Guest::Honest
+            },
             duration_ms: LONGEST_MS,
             report_ms: u64::try_from(SAMPLE.as_millis()).unwrap_or(u64::MAX),
             iterations_per_us: Some(self.iterations_per_us),
@@ -400,7 +425,12 @@ impl Bench {
                 }
             }
         });
-        Ok(VmProcess { name, process: Guarded { child }, stdin, messages })
+        Ok(VmProcess {
+            name,
+            process: Guarded { child },
+            stdin,
+            messages,
+        })
     }
 
     /// Lets the VMs work, and takes the daemon's counters at both ends.
@@ -410,7 +440,9 @@ impl Bench {
         vms: &mut [VmProcess],
     ) -> anyhow::Result<(RunReport, Vec<Timeline>)> {
         for vm in vms.iter_mut() {
-            vm.stdin.write_all(b"go\n").with_context(|| format!("{} is gone", vm.name))?;
+            vm.stdin
+                .write_all(b"go\n")
+                .with_context(|| format!("{} is gone", vm.name))?;
         }
         // The first moments show the start, not the scheduler.
         std::thread::sleep(SAMPLE);
@@ -476,7 +508,11 @@ fn summary(scenario: &Scenario, before: &Snapshot, after: &Snapshot) -> anyhow::
             demand_ns: (after.taken_ns - before.taken_ns) * scenario.vcpus as u64,
             entitled_ns: 0,
         });
-        vms.push(VmRun { name, cpu_s: received_ns as f64 / 1e9, ..VmRun::default() });
+        vms.push(VmRun {
+            name,
+            cpu_s: received_ns as f64 / 1e9,
+            ..VmRun::default()
+        });
     }
     let received_ns = (vms.iter().map(|vm| vm.cpu_s).sum::<f64>() * 1e9).round();
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]

@@ -200,13 +200,23 @@ pub(crate) fn compare(
         bail!("A demo needs at least one VM, one vCPU and one run");
     }
     let machine = Machine::read();
-    let alone = Scenario { vms: 1, ..scenario.clone() };
-    let nr_alone = if options.alone { scenario.runs.min(3) } else { 0 };
+    let alone = Scenario {
+        vms: 1,
+        ..scenario.clone()
+    };
+    let nr_alone = if options.alone {
+        scenario.runs.min(3)
+    } else {
+        0
+    };
     let total = scenario.runs * options.arms.len() + nr_alone;
     let mut done = 0;
     let mut progress = |name: &str, run: &RunReport| {
         done += 1;
-        say(&format!("[{done:>2}/{total}] {name:<24} {}", table::one_line(run)));
+        say(&format!(
+            "[{done:>2}/{total}] {name:<24} {}",
+            table::one_line(run)
+        ));
     };
     let mut alone_ops = Vec::new();
     let mut runs: Vec<Vec<RunReport>> = vec![Vec::new(); options.arms.len()];
@@ -222,8 +232,12 @@ pub(crate) fn compare(
             runs.push(run);
         }
     }
-    let vcpus_are =
-        runs.iter().flatten().next().map(|run| run.vcpus_are.clone()).unwrap_or_default();
+    let vcpus_are = runs
+        .iter()
+        .flatten()
+        .next()
+        .map(|run| run.vcpus_are.clone())
+        .unwrap_or_default();
     let arms: Vec<ArmReport> = options
         .arms
         .iter()
@@ -233,7 +247,12 @@ pub(crate) fn compare(
             let range = ops.iter().fold((f64::MAX, 0f64), |(low, high), &ops| {
                 (low.min(ops), high.max(ops))
             });
-            ArmReport { arm, ops_per_s: median(&ops), ops_per_s_range: range, runs }
+            ArmReport {
+                arm,
+                ops_per_s: median(&ops),
+                ops_per_s_range: range,
+                runs,
+            }
         })
         .collect();
     let ops_of = |arm: Arm| arms.iter().find(|a| a.arm == arm).map(|a| a.ops_per_s);
@@ -249,7 +268,12 @@ pub(crate) fn compare(
         efficiency: ratio(ops_of(Arm::Ecs), alone_ops_per_s),
         avoided_ratio: ecs.and_then(|arm| avoided_ratio(&arm.runs)),
         share_deviation_percent: ecs.map(|arm| {
-            median(&arm.runs.iter().map(|run| run.share_deviation_percent).collect::<Vec<_>>())
+            median(
+                &arm.runs
+                    .iter()
+                    .map(|run| run.share_deviation_percent)
+                    .collect::<Vec<_>>(),
+            )
         }),
         machine,
         scenario: scenario.clone(),

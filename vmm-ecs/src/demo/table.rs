@@ -11,7 +11,11 @@ pub(super) fn one_line(run: &RunReport) -> String {
     for vm in &run.vms {
         let _ = write!(line, "{} {} ops/s  ", vm.name, thousands(vm.ops_per_s));
     }
-    let _ = write!(line, "critical preemptions {}", run.counters.critical_preemptions);
+    let _ = write!(
+        line,
+        "critical preemptions {}",
+        run.counters.critical_preemptions
+    );
     line
 }
 
@@ -36,19 +40,38 @@ pub(super) fn render(report: &Report) -> String {
     let _ = writeln!(
         out,
         "{:<27} {:>12} {:>19} {:>12} {:>13} {:>13} {:>10}",
-        "", "lock ops/s", "lowest-highest", "preempted/s", "in a section", "stalled ms/s", "share off"
+        "",
+        "lock ops/s",
+        "lowest-highest",
+        "preempted/s",
+        "in a section",
+        "stalled ms/s",
+        "share off"
     );
     for arm in &report.arms {
         let per_second = |field: fn(&RunReport) -> f64| {
-            median(&arm.runs.iter().map(|run| field(run) / run.seconds).collect::<Vec<_>>())
+            median(
+                &arm.runs
+                    .iter()
+                    .map(|run| field(run) / run.seconds)
+                    .collect::<Vec<_>>(),
+            )
         };
-        let shares: Vec<f64> = arm.runs.iter().map(|run| run.share_deviation_percent).collect();
+        let shares: Vec<f64> = arm
+            .runs
+            .iter()
+            .map(|run| run.share_deviation_percent)
+            .collect();
         let _ = writeln!(
             out,
             "{:<27} {:>12} {:>19} {:>12} {:>13} {:>13} {:>9.2}%",
             arm.arm.title(),
             thousands(arm.ops_per_s),
-            format!("{}-{}", thousands(arm.ops_per_s_range.0), thousands(arm.ops_per_s_range.1)),
+            format!(
+                "{}-{}",
+                thousands(arm.ops_per_s_range.0),
+                thousands(arm.ops_per_s_range.1)
+            ),
             thousands(per_second(|run| run.counters.preemptions as f64)),
             thousands(per_second(|run| run.counters.critical_preemptions as f64)),
             thousands(per_second(|run| run.counters.critical_stall_us as f64 / 1e3)),
@@ -56,7 +79,12 @@ pub(super) fn render(report: &Report) -> String {
         );
     }
     if let Some(alone) = report.alone_ops_per_s {
-        let _ = writeln!(out, "{:<27} {:>12}", "one VM alone (the limit)", thousands(alone));
+        let _ = writeln!(
+            out,
+            "{:<27} {:>12}",
+            "one VM alone (the limit)",
+            thousands(alone)
+        );
     }
     out.push('\n');
     let mut say = |what: &str, value: Option<f64>, unit: &str| {
@@ -64,11 +92,27 @@ pub(super) fn render(report: &Report) -> String {
             let _ = writeln!(out, "{what:<58} {value:>9.3}{unit}");
         }
     };
-    say("throughput_ratio: eCS against the stock scheduler", report.throughput_ratio, "");
-    say("extension_ratio: eCS against the controller alone", report.extension_ratio, "");
+    say(
+        "throughput_ratio: eCS against the stock scheduler",
+        report.throughput_ratio,
+        "",
+    );
+    say(
+        "extension_ratio: eCS against the controller alone",
+        report.extension_ratio,
+        "",
+    );
     say("efficiency: eCS against the limit", report.efficiency, "");
-    say("avoided_ratio: of slice ends inside a section", report.avoided_ratio, "");
-    say("share_deviation: worst VM, eCS", report.share_deviation_percent, " %");
+    say(
+        "avoided_ratio: of slice ends inside a section",
+        report.avoided_ratio,
+        "",
+    );
+    say(
+        "share_deviation: worst VM, eCS",
+        report.share_deviation_percent,
+        " %",
+    );
     if report.vcpus_are.contains("software") {
         out.push_str("\nKVM is emulated here: compare the arms, not the absolute figures.\n");
     }

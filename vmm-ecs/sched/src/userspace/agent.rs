@@ -9,8 +9,9 @@ use super::Shared;
 use super::mechanism::{Mechanism, PRIORITY_AGENT};
 use super::step::{Look, step};
 use crate::perf::SwitchRing;
+use crate::state::{State, VcpuId};
 use crate::sys::{CpuSet, Poller, SchedAttr, gettid, now_ns, thread_cpu_ns};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 
 /// Key of the agent's own wake-up in its poller; doorbells have smaller ones.
 const WAKE: u64 = u64::MAX;
@@ -98,11 +99,15 @@ fn run(
     let mut wait_ns = 0;
     let mut looks = 0u64;
     let mut kicks = Vec::new();
+    let mut rung = Vec::new();
     while !stop.load(Ordering::Acquire) {
-        let mut rang = 0u64;
-        for key in poller.wait(wait_ns) {
-            rang += u64::from(key != WAKE);
-        }
+        rung.clear();
+        rung.extend(
+            poller
+                .wait(wait_ns)
+                .filter(|&key| key != WAKE)
+                .map(VcpuId::from_key),
+        );
         switches.clear();
         ring.drain(|switch| switches.push(switch));
         let look = Look {
@@ -110,13 +115,16 @@ fn run(
             mechanism,
             agent,
             now_ns: now_ns(),
-            rang: rang > 0,
+            rung: &rung,
             switches: &switches,
         };
         let mut state = shared.state.lock();
         wait_ns = step(&mut state, &look);
         std::mem::swap(&mut kicks, &mut state.kicks);
-        state.host.doorbells += rang;
+        state.host.doorbells += rung.len() as u64;
+        for bell in muted_bells(&state, &rung) {
+            poller.remove(bell.as_raw_fd());
+        }
         looks += 1;
         if looks.is_multiple_of(CPU_TIME_EVERY)
             && let Some(pcpu) = state.pcpus.get_mut(index)
@@ -130,4 +138,17 @@ fn run(
             shared.wake(pcpu);
         }
     }
+}
+
+/// Doorbells among those that rang which are not to be listened to any more.
+fn muted_bells<'a>(
+    state: &'a State,
+    rung: &'a [VcpuId],
+) -> impl Iterator<Item = &'a Arc<OwnedFd>> + 'a {
+    rung.iter()
+        .filter(|id| state.mutes.contains(id))
+        .filter_map(|id| {
+            let bells = &state.vm(id.vm)?.spec.doorbells;
+            bells.get(id.vcpu.checked_rem(bells.len())?)?.as_ref()
+        })
 }

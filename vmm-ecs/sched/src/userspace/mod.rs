@@ -26,8 +26,8 @@ mod mechanism;
 mod step;
 mod supervisor;
 
-use std::os::linux::net::SocketAddrExt;
-use std::os::unix::net::{SocketAddr, UnixListener};
+use std::collections::BTreeMap;
+use std::fs::{File, TryLockError};
 use std::path::PathBuf;
 use std::process::{Child, ChildStdin};
 use std::sync::Arc;
@@ -69,7 +69,8 @@ pub enum StartError {
     NoCpus,
     /// Another controller manages the CPU.
     #[error(
-        "CPU {cpu} is managed by another vmm-ecs: stop that one, or give each its own list of pCPUs"
+        "Cannot claim CPU {cpu} in {CLAIMS}: if another vmm-ecs manages it, stop that one, or give \
+         each its own list of pCPUs; otherwise run as root"
     )]
     CpuTaken {
         /// The CPU.
@@ -86,8 +87,9 @@ pub enum StartError {
     Journal(#[from] JournalError),
     /// An agent cannot start.
     #[error(
-        "Cannot start the agent of CPU {cpu}: it needs CAP_SYS_NICE (SCHED_FIFO) and CAP_PERFMON \
-         (context-switch records); run as root or with both, or use the observe controller"
+        "Cannot start the agent of CPU {cpu}: it needs CAP_SYS_NICE (SCHED_FIFO), CAP_PERFMON \
+         (context-switch records) and CAP_SYS_PTRACE (whether a vCPU sleeps); run as root or with \
+         these, or use the observe controller"
     )]
     Agent {
         /// The CPU.
@@ -130,8 +132,8 @@ pub struct UserspaceConfig {
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) state: PiMutex<State>,
-    /// What the supervisor is asked to do next.
-    pub(crate) inbox: PiMutex<Vec<Request>>,
+    /// What the supervisor is asked to do next, by VM: only the last word about each matters.
+    pub(crate) inbox: PiMutex<BTreeMap<String, Request>>,
     /// Makes the agent of a pCPU look.
     pub(crate) wakes: Vec<EventFd>,
 }
@@ -160,14 +162,21 @@ pub struct UserspaceController {
     supervisor: Option<JoinHandle<()>>,
     host: Host,
     /// Keeps other controllers off the same CPUs.
-    _claims: Vec<UnixListener>,
+    _claims: Vec<File>,
 }
 
-/// Claims a CPU for this process: a socket name that the kernel frees with the process, and that
-/// needs no file.
-fn claim(cpu: u32) -> std::io::Result<UnixListener> {
-    let name = format!("vmm-ecs-cpu{cpu}");
-    UnixListener::bind_addr(&SocketAddr::from_abstract_name(name)?)
+/// Where CPUs are claimed: one place for every daemon of the host, that only root can write to.
+const CLAIMS: &str = "/run/vmm-ecs";
+
+/// Claims a CPU for this process: a lock that the kernel frees with the process.
+fn claim(cpu: u32) -> std::io::Result<File> {
+    std::fs::create_dir_all(CLAIMS)?;
+    let file = File::create(format!("{CLAIMS}/cpu{cpu}.lock"))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(std::io::ErrorKind::AddrInUse.into()),
+        Err(TryLockError::Error(error)) => Err(error),
+    }
 }
 
 impl UserspaceController {
@@ -207,7 +216,7 @@ impl UserspaceController {
             .map_err(StartError::Supervisor)?;
         let shared = Arc::new(Shared {
             state: PiMutex::new(State::new(config.params, config.pcpus.cpus(), now_ns())),
-            inbox: PiMutex::new(Vec::new()),
+            inbox: PiMutex::new(BTreeMap::new()),
             wakes,
         });
         let agents = (0..)
@@ -225,6 +234,7 @@ impl UserspaceController {
             journal,
             watchdog,
             watchdog_command: config.watchdog,
+            bells: Vec::new(),
             looks: Vec::new(),
             stop: stop.clone(),
         };
@@ -245,14 +255,32 @@ impl UserspaceController {
 
 impl Controller for UserspaceController {
     fn update(&self, vm: VmSpec) {
-        self.shared.inbox.lock().push(Request::Update(Box::new(vm)));
-    }
-
-    fn gone(&self, name: &str) {
+        let replaced = {
+            let mut state = self.shared.state.lock();
+            let known = state.find(&vm.name).and_then(|index| state.vm_mut(index));
+            known
+                .filter(|known| known.spec.pid == vm.pid)
+                .map(|known| known.set_spec(vm.clone()))
+        };
+        // What the spec replaces may unmap guest memory: outside the lock.
+        drop(replaced);
         self.shared
             .inbox
             .lock()
-            .push(Request::Gone(name.to_owned()));
+            .insert(vm.name.clone(), Request::Update(Box::new(vm)));
+    }
+
+    fn gone(&self, name: &str) {
+        let slots = {
+            let mut state = self.shared.state.lock();
+            let known = state.find(name).and_then(|index| state.vm_mut(index));
+            known.map(|known| known.forget_slots())
+        };
+        drop(slots);
+        self.shared
+            .inbox
+            .lock()
+            .insert(name.to_owned(), Request::Gone);
     }
 
     fn snapshot(&self) -> Snapshot {

@@ -30,6 +30,8 @@ const SCAN_NS: u64 = 100_000;
 const IDLE_NS: u64 = 10_000_000;
 /// No timer is shorter: it would only burn the agent's time.
 const SHORTEST_NS: u64 = 20_000;
+/// Rings a turn that may change nothing before a doorbell is muted for a beat of the supervisor.
+const VAIN_RINGS: u32 = 32;
 /// Slices of virtual time that a VM may lag behind the others, whatever held it up.
 const CREDIT_SLICES: u64 = 64;
 /// Slice ends without a section, in a row, after which a pCPU is released.
@@ -45,8 +47,8 @@ pub(crate) struct Look<'a> {
     pub(crate) mechanism: Mechanism,
     pub(crate) agent: Tid,
     pub(crate) now_ns: u64,
-    /// A doorbell rang.
-    pub(crate) rang: bool,
+    /// Doorbells that rang.
+    pub(crate) rung: &'a [VcpuId],
     /// Context switches of this CPU since the last look.
     pub(crate) switches: &'a [Switch],
 }
@@ -77,6 +79,8 @@ pub(crate) fn step(state: &mut State, look: &Look<'_>) -> u64 {
     read_members(state, look.pcpu);
     if released {
         if stays_released(state, look.pcpu) {
+            // Nobody was asked to ring here.
+            state.mutes.extend_from_slice(look.rung);
             return RELEASED_NS;
         }
         take_back(state, look);
@@ -317,7 +321,7 @@ fn decide(state: &mut State, look: &Look<'_>, current: VcpuId, mut turn: Turn) -
     let blocked = vcpu.status == Status::Blocked;
     let event = if blocked || force.is_some() {
         Event::Blocked
-    } else if look.rang && (turn.is_extended() || dirty) {
+    } else if !look.rung.is_empty() && (turn.is_extended() || dirty) {
         Event::HandBack
     } else {
         Event::Look
@@ -497,6 +501,7 @@ fn begin(state: &mut State, pcpu: usize, id: VcpuId, bonus_ns: u64) -> Option<Tu
     let (turn, taken_ns) = Turn::start(&params, &mut vm.policy, &mut vcpu.policy, bonus_ns);
     if let Some(pcpu) = state.pcpus.get_mut(pcpu) {
         pcpu.bonus_ns += taken_ns;
+        pcpu.vain_rings = 0;
     }
     Some(turn)
 }
@@ -504,6 +509,11 @@ fn begin(state: &mut State, pcpu: usize, id: VcpuId, bonus_ns: u64) -> Option<Tu
 fn stay(state: &mut State, look: &Look<'_>, id: VcpuId, turn: Turn, for_ns: u64) -> u64 {
     if let Some(pcpu) = state.pcpus.get_mut(look.pcpu) {
         pcpu.turn = Some(turn);
+        // A guest that rings for nothing costs its neighbours: not for long.
+        pcpu.vain_rings += u32::from(!look.rung.is_empty());
+        if pcpu.vain_rings > VAIN_RINGS {
+            state.mutes.extend_from_slice(look.rung);
+        }
     }
     let role = window(state, look, turn.is_extended());
     assign(state, look, id, role);
@@ -683,7 +693,7 @@ fn tell_queues(state: &mut State, pcpu: usize, id: VcpuId, extended: bool) -> Op
         vcpu.tell_overloaded(waiting > 1);
     }
     let vm = state.vm(id.vm)?;
-    let bell = vm.spec.doorbells.iter().any(Option::is_some);
+    let bell = vm.spec.doorbells.iter().any(Option::is_some) && !state.mutes.contains(&id);
     let hopeless = queue_of(id.vcpu, &vm.snaps, &vm.running) == Queue::Hopeless;
     match () {
         // Not in step with the guest: a lock taken as regularly as this looks would be met in the

@@ -2,7 +2,7 @@
 //! adopting and releasing them, the books of entitlement, signs of life.
 
 use std::io::Write;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -31,7 +31,7 @@ const STALL_BEATS: u32 = 50;
 #[derive(Debug)]
 pub(crate) enum Request {
     Update(Box<VmSpec>),
-    Gone(String),
+    Gone,
 }
 
 /// The supervisor's own state.
@@ -43,6 +43,8 @@ pub(crate) struct Supervisor {
     pub(crate) journal: Journal,
     pub(crate) watchdog: Option<Watchdog>,
     pub(crate) watchdog_command: Option<Vec<String>>,
+    /// Doorbells listened to: VM, pCPU of the agent.
+    pub(crate) bells: Vec<(usize, usize, Arc<OwnedFd>)>,
     /// Looks of each agent, last time all had looked.
     pub(crate) looks: Vec<u64>,
     pub(crate) stop: Arc<AtomicBool>,
@@ -61,12 +63,13 @@ impl Supervisor {
             beat = beat.wrapping_add(1);
             self.beat(beat);
             let requests = std::mem::take(&mut *self.shared.inbox.lock());
-            for request in requests {
+            for (name, request) in requests {
                 match request {
                     Request::Update(spec) => self.update(*spec),
-                    Request::Gone(name) => self.remove(&name),
+                    Request::Gone => self.remove(&name),
                 }
             }
+            self.unmute();
             if beat.is_multiple_of(ENTITLE_BEATS) {
                 entitlement.book(&mut self.shared.state.lock());
             }
@@ -88,32 +91,78 @@ impl Supervisor {
                 .map(|vm| vm.spec.pid)
         };
         match known_pid {
+            // What is new about it has been taken over already, at once.
             Some(pid) if pid == spec.pid => {}
-            Some(_) => self.remove(&name),
-            None => tracing::info!(vm = name, pid = spec.pid, "Steering a VM"),
-        }
-        let old_bells = self.doorbells(&name);
-        for agent in &self.agents {
-            for bell in &old_bells {
-                agent.poller.remove(bell.as_raw_fd());
+            Some(_) => {
+                self.remove(&name);
+                drop(roster::update(&mut self.shared.state.lock(), spec));
             }
-            for bell in spec.doorbells.iter().flatten() {
-                if let Err(error) = agent.poller.add(bell.as_raw_fd(), 0) {
-                    tracing::warn!(vm = name, %error, "Cannot listen to a doorbell");
-                }
+            None => {
+                tracing::info!(vm = name, pid = spec.pid, "Steering a VM");
+                drop(roster::update(&mut self.shared.state.lock(), spec));
             }
         }
-        let replaced = roster::update(&mut self.shared.state.lock(), spec);
-        // What the spec replaces may unmap guest memory: outside the lock.
-        drop(replaced);
         self.scan();
+        let vm = self.shared.state.lock().find(&name);
+        if let Some(vm) = vm {
+            self.link_bells(vm);
+        }
     }
 
-    fn doorbells(&self, name: &str) -> Vec<Arc<std::os::fd::OwnedFd>> {
-        let state = self.shared.state.lock();
-        let vm = state.find(name).and_then(|vm| state.vm(vm));
-        vm.map(|vm| vm.spec.doorbells.iter().flatten().cloned().collect())
-            .unwrap_or_default()
+    /// Makes each agent listen to the doorbells of the vCPUs it steers, and to no others: a guest
+    /// can only ring where it runs.
+    fn link_bells(&mut self, vm: usize) {
+        self.unlink_bells(vm);
+        let wanted: Vec<(usize, u64, Arc<OwnedFd>)> = {
+            let state = self.shared.state.lock();
+            let Some(entry) = state.vm(vm) else { return };
+            let bells = &entry.spec.doorbells;
+            entry
+                .vcpus
+                .iter()
+                .enumerate()
+                .filter_map(|(vcpu, known)| {
+                    let pcpu = known.as_ref()?.pcpu?;
+                    let bell = bells.get(vcpu.checked_rem(bells.len())?)?.clone()?;
+                    Some((pcpu, VcpuId { vm, vcpu }.key(), bell))
+                })
+                .collect()
+        };
+        for (pcpu, key, bell) in wanted {
+            let Some(agent) = self.agents.get(pcpu) else {
+                continue;
+            };
+            match agent.poller.add(bell.as_raw_fd(), key) {
+                Ok(()) => self.bells.push((vm, pcpu, bell)),
+                // Two vCPUs of one pCPU share this doorbell.
+                Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+                Err(error) => tracing::warn!(vm, %error, "Cannot listen to a doorbell"),
+            }
+        }
+    }
+
+    fn unlink_bells(&mut self, vm: usize) {
+        for (_, pcpu, bell) in self.bells.extract_if(.., |(owner, ..)| *owner == vm) {
+            if let Some(agent) = self.agents.get(pcpu) {
+                agent.poller.remove(bell.as_raw_fd());
+            }
+        }
+    }
+
+    /// Listens again to doorbells that rang in vain too often during the last beat.
+    fn unmute(&mut self) {
+        let mut muted: Vec<usize> = {
+            let mut state = self.shared.state.lock();
+            std::mem::take(&mut state.mutes)
+                .iter()
+                .map(|id| id.vm)
+                .collect()
+        };
+        muted.sort_unstable();
+        muted.dedup();
+        for vm in muted {
+            self.link_bells(vm);
+        }
     }
 
     /// Adopts the vCPU threads that have appeared, and lets go of those that are gone.
@@ -128,11 +177,15 @@ impl Supervisor {
                     roster::new(&state, &threads),
                 )
             };
+            let changed = !(gone.is_empty() && new.is_empty());
             for id in gone {
                 self.release(id);
             }
             for thread in new {
                 self.adopt(vm, thread);
+            }
+            if changed {
+                self.link_bells(vm);
             }
         }
     }
@@ -195,11 +248,7 @@ impl Supervisor {
         let Some(vm) = self.shared.state.lock().find(name) else {
             return;
         };
-        for bell in self.doorbells(name) {
-            for agent in &self.agents {
-                agent.poller.remove(bell.as_raw_fd());
-            }
-        }
+        self.unlink_bells(vm);
         self.release_vcpus(vm);
         let gone = {
             let mut state = self.shared.state.lock();
