@@ -353,9 +353,12 @@ impl Turn {
         match outcome {
             Outcome::Yielded => vcpu.streak = 0,
             Outcome::Expired => {
-                // Doubled from one turn on; the turn that begins next counts the first one down.
-                let turns = 1u32.checked_shl(vcpu.streak).unwrap_or(u32::MAX);
-                vcpu.cooldown = turns.min(params.cooldown_max).saturating_add(1);
+                // Once is an accident. Then doubled from one turn on; the turn that begins next
+                // counts the first one down.
+                if vcpu.streak > 0 {
+                    let turns = 1u32.checked_shl(vcpu.streak - 1).unwrap_or(u32::MAX);
+                    vcpu.cooldown = turns.min(params.cooldown_max).saturating_add(1);
+                }
                 vcpu.streak = vcpu.streak.saturating_add(1);
             }
             Outcome::Revoked | Outcome::Aborted => {}

@@ -80,6 +80,9 @@ pub(crate) fn remove(state: &mut State, id: VcpuId) -> Option<Vcpu> {
         slots.clear_hints();
     }
     state.by_tid.remove(&vcpu.tid);
+    if let Some(host) = vcpu.parked.and_then(|host| state.pcpus.get_mut(host)) {
+        host.lodgers = host.lodgers.saturating_sub(1);
+    }
     Some(vcpu)
 }
 

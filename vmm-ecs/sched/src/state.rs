@@ -8,7 +8,7 @@ use ecs_shm::{VcpuSlots, VmSlots};
 use ecs_stats::Histogram;
 use std::os::fd::OwnedFd;
 
-use crate::sys::{SchedAttr, Tid};
+use crate::sys::{CpuSet, SchedAttr, Tid};
 use crate::threads::ThreadStat;
 use crate::userspace::Role;
 
@@ -46,6 +46,10 @@ pub(crate) struct Vcpu {
     pub(crate) stat: Option<ThreadStat>,
     /// How its VMM scheduled it.
     pub(crate) original: Option<SchedAttr>,
+    /// CPUs its VMM lets it run on.
+    pub(crate) allowed: CpuSet,
+    /// Index of another pCPU where it is parked for a moment.
+    pub(crate) parked: Option<usize>,
     /// Index of the pCPU it is bound to; `None` where nothing steers it.
     pub(crate) pcpu: Option<usize>,
     pub(crate) policy: VcpuState,
@@ -88,6 +92,8 @@ impl Vcpu {
             tid,
             stat,
             original: None,
+            allowed: CpuSet::default(),
+            parked: None,
             pcpu: None,
             policy: VcpuState::default(),
             slots: None,
@@ -297,6 +303,8 @@ pub(crate) struct Pcpu {
     pub(crate) last_tid: Tid,
     /// The vCPU that had the CPU last.
     pub(crate) last: Option<VcpuId>,
+    /// vCPUs of other pCPUs parked here.
+    pub(crate) lodgers: u32,
     /// When the fair window that runs opened; `None` outside of one.
     pub(crate) window_since_ns: Option<u64>,
     pub(crate) window_closed_ns: u64,
@@ -321,6 +329,7 @@ impl Pcpu {
             released: false,
             last_tid: 0,
             last: None,
+            lodgers: 0,
             window_since_ns: None,
             window_closed_ns: now_ns,
             agent_cpu_ns: 0,

@@ -154,8 +154,10 @@ impl VmHistory {
                 } if *theirs == vcpu => match decision {
                     Decision::Leave(Leave::Yielded) => streak = 0,
                     Decision::Leave(Leave::Expired) => {
-                        let doubled = 2u64.saturating_pow(streak as u32);
-                        turns = doubled.min(u64::from(self.params.cooldown_max)) + 1;
+                        if streak > 0 {
+                            let doubled = 2u64.saturating_pow(streak as u32 - 1);
+                            turns = doubled.min(u64::from(self.params.cooldown_max)) + 1;
+                        }
                         streak += 1;
                     }
                     _ => {}

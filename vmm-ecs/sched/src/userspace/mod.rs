@@ -23,8 +23,11 @@
 
 mod agent;
 mod mechanism;
+mod release;
+mod role;
 mod step;
 mod supervisor;
+mod window;
 
 use std::collections::BTreeMap;
 use std::fs::{File, TryLockError};

@@ -9,18 +9,14 @@ use ecs_policy::{
 };
 
 use super::mechanism::{Mechanism, Role};
+use super::release::{RELEASED_NS, pcpu_is_quiet, release, stays_released, take_back};
+use super::role::assign;
+use super::window::{self, window};
 use crate::accounting::{Cause, account, count_critical, count_preemption};
 use crate::perf::Switch;
 use crate::state::{State, Status, VcpuId};
 use crate::sys::{Tid, now_ns};
 
-/// Part of the time a pCPU's current vCPU is in the fair class: the window, of every period. It is
-/// more than the 5 % that the kernel's real-time throttling (or its fair server) would take
-/// otherwise, at a moment of its own.
-const WINDOW_NS: u64 = 1_400_000;
-const WINDOW_PERIOD_NS: u64 = 20_000_000;
-/// A window waits for a moment when no vCPU is in a section, but not longer than this.
-const WINDOW_LATEST_NS: u64 = 40_000_000;
 /// Looks while an extension runs, for guests that cannot ring a doorbell.
 const POLL_NS: u64 = 30_000;
 /// Looks while a vCPU may have become hopeless, for guests that cannot ring a doorbell, and while
@@ -34,13 +30,6 @@ const SHORTEST_NS: u64 = 20_000;
 const VAIN_RINGS: u32 = 32;
 /// Slices of virtual time that a VM may lag behind the others, whatever held it up.
 const CREDIT_SLICES: u64 = 64;
-/// Slice ends without a section, in a row, after which a pCPU is released.
-const QUIET_TURNS: u32 = 64;
-/// Looks at a released pCPU.
-const RELEASED_NS: u64 = 10_000_000;
-/// Virtual time by which VMs may drift apart on a released pCPU before the agent steers again.
-const DRIFT_NS: u64 = 20_000_000;
-
 /// What one look needs to know.
 pub(crate) struct Look<'a> {
     pub(crate) pcpu: usize,
@@ -182,91 +171,6 @@ fn runnable(state: &mut State, pcpu: usize, except: Option<VcpuId>) -> Vec<Runna
         found.push(Runnable { id, rank });
     }
     found
-}
-
-// ---- releasing ----
-
-/// Whether no guest here has used a lock for long, and no VM is ahead of another: then there is
-/// nothing that the kernel would not do as well.
-fn pcpu_is_quiet(state: &State, pcpu: usize) -> bool {
-    state
-        .pcpus
-        .get(pcpu)
-        .is_some_and(|pcpu| pcpu.quiet_turns >= QUIET_TURNS)
-        && drift_ns(state, pcpu) < DRIFT_NS / 2
-}
-
-fn stays_released(state: &State, pcpu: usize) -> bool {
-    let Some(members) = state.pcpus.get(pcpu).map(|pcpu| pcpu.members.as_slice()) else {
-        return true;
-    };
-    let waiting = |id: &&VcpuId| {
-        state
-            .vcpu(**id)
-            .is_some_and(|vcpu| vcpu.status != Status::Blocked)
-    };
-    let in_section = |id: &VcpuId| {
-        state
-            .vm(id.vm)
-            .map(|vm| vm.snap(id.vcpu))
-            .is_some_and(|snap| snap.holds() || snap.spins())
-    };
-    members.iter().filter(waiting).count() < 2
-        || (!members.iter().any(in_section) && drift_ns(state, pcpu) < DRIFT_NS)
-}
-
-/// Distance in virtual time of the VMs with work on this pCPU.
-fn drift_ns(state: &State, pcpu: usize) -> u64 {
-    let Some(pcpu) = state.pcpus.get(pcpu) else {
-        return 0;
-    };
-    let (mut least, mut most) = (u64::MAX, 0);
-    for &id in &pcpu.members {
-        if state
-            .vcpu(id)
-            .is_some_and(|vcpu| vcpu.status != Status::Blocked)
-            && let Some(vm) = state.vm(id.vm)
-        {
-            least = least.min(vm.policy.ledger.vtime_ns());
-            most = most.max(vm.policy.ledger.vtime_ns());
-        }
-    }
-    most.saturating_sub(least)
-}
-
-/// Lets the kernel schedule the vCPUs here as their VMMs left them.
-fn release(state: &mut State, look: &Look<'_>) {
-    let Some(pcpu) = state.pcpus.get_mut(look.pcpu) else {
-        return;
-    };
-    pcpu.released = true;
-    pcpu.current = None;
-    pcpu.turn = None;
-    pcpu.window_since_ns = None;
-    for id in pcpu.members.clone() {
-        let Some(vcpu) = state.vcpu_mut(id) else {
-            continue;
-        };
-        vcpu.role = None;
-        vcpu.ordered_off = false;
-        vcpu.tell_yield(0);
-        if let Some(Err(error)) = vcpu.original.map(|original| original.set(vcpu.tid)) {
-            tracing::warn!(tid = vcpu.tid, %error, "Cannot release a vCPU thread");
-        }
-    }
-}
-
-/// Steers again.
-fn take_back(state: &mut State, look: &Look<'_>) {
-    let Some(pcpu) = state.pcpus.get_mut(look.pcpu) else {
-        return;
-    };
-    pcpu.released = false;
-    pcpu.quiet_turns = 0;
-    pcpu.window_closed_ns = look.now_ns;
-    for id in pcpu.members.clone() {
-        assign(state, look, id, Role::Waiting);
-    }
 }
 
 // ---- deciding ----
@@ -515,7 +419,7 @@ fn stay(state: &mut State, look: &Look<'_>, id: VcpuId, turn: Turn, for_ns: u64)
             state.mutes.extend_from_slice(look.rung);
         }
     }
-    let role = window(state, look, turn.is_extended());
+    let role = window(state, look, id, turn.is_extended());
     assign(state, look, id, role);
     let scan = tell_queues(state, look.pcpu, id, turn.is_extended());
     timer(state, look, for_ns, scan)
@@ -538,10 +442,7 @@ fn rotate(state: &mut State, look: &Look<'_>, from: Option<VcpuId>, chosen: Opti
         leave(state, look, from);
     }
     let Some(chosen) = chosen else {
-        if let Some(pcpu) = state.pcpus.get_mut(look.pcpu) {
-            pcpu.window_since_ns = None;
-            pcpu.window_closed_ns = look.now_ns;
-        }
+        window::close(state, look);
         return IDLE_NS;
     };
     let turn = begin(state, look.pcpu, chosen, bonus_ns);
@@ -556,7 +457,7 @@ fn rotate(state: &mut State, look: &Look<'_>, from: Option<VcpuId>, chosen: Opti
         vm.stuck = false;
         vm.running.insert(chosen.vcpu);
     }
-    let role = window(state, look, false);
+    let role = window(state, look, chosen, false);
     assign(state, look, chosen, role);
     if let Some(from) = from.filter(|from| from.vm != chosen.vm) {
         tell_vm(state, from.vm, None);
@@ -582,69 +483,6 @@ fn leave(state: &mut State, look: &Look<'_>, id: VcpuId) {
     if vcpu.status == Status::Waiting {
         count_preemption(state, id);
     }
-}
-
-fn assign(state: &mut State, look: &Look<'_>, id: VcpuId, role: Role) {
-    let Some(vcpu) = state.vcpu_mut(id) else {
-        return;
-    };
-    if vcpu.role == Some(role) {
-        return;
-    }
-    vcpu.role = Some(role);
-    let tid = vcpu.tid;
-    if let Err(error) = look.mechanism.assign(tid, role) {
-        tracing::warn!(tid, ?role, %error, "Cannot set the scheduling class of a vCPU thread");
-    }
-}
-
-/// Role of the current vCPU: the fair class during a window, which opens when a turn begins, or
-/// when nobody else wants the pCPU anyway.
-fn window(state: &mut State, look: &Look<'_>, extended: bool) -> Role {
-    let clean = is_clean(state, look.pcpu);
-    let Some(pcpu) = state.pcpus.get_mut(look.pcpu) else {
-        return Role::Current;
-    };
-    if !look.mechanism.has_windows() {
-        return Role::Current;
-    }
-    match pcpu.window_since_ns {
-        Some(since) if look.now_ns.saturating_sub(since) < WINDOW_NS && !extended => {
-            Role::CurrentFair
-        }
-        Some(_) => {
-            pcpu.window_since_ns = None;
-            pcpu.window_closed_ns = look.now_ns;
-            Role::Current
-        }
-        None => {
-            let fresh = pcpu.turn.is_some_and(|turn| turn.is_fresh());
-            let closed_ns = look.now_ns.saturating_sub(pcpu.window_closed_ns);
-            let due = closed_ns >= WINDOW_PERIOD_NS - WINDOW_NS;
-            if fresh && due && (clean || closed_ns >= WINDOW_LATEST_NS) {
-                pcpu.window_since_ns = Some(look.now_ns);
-                Role::CurrentFair
-            } else {
-                Role::Current
-            }
-        }
-    }
-}
-
-/// Whether every vCPU here that could run is outside of sections and queues: then it does little
-/// harm if the kernel picks another one than the agent would.
-fn is_clean(state: &State, pcpu: usize) -> bool {
-    let members = state
-        .pcpus
-        .get(pcpu)
-        .map(|pcpu| pcpu.members.as_slice())
-        .unwrap_or_default();
-    members.iter().all(|&id| {
-        state.vm(id.vm).is_none_or(|vm| {
-            let snap = vm.snap(id.vcpu);
-            !snap.holds() && !snap.spins()
-        })
-    })
 }
 
 /// Tells the running vCPUs of one VM whether a queue of theirs is stuck; `here` is the current vCPU
@@ -705,11 +543,7 @@ fn tell_queues(state: &mut State, pcpu: usize, id: VcpuId, extended: bool) -> Op
 }
 
 fn timer(state: &State, look: &Look<'_>, for_ns: u64, scan: Option<u64>) -> u64 {
-    let window_left = state
-        .pcpus
-        .get(look.pcpu)
-        .and_then(|pcpu| pcpu.window_since_ns)
-        .map(|since| (since + WINDOW_NS).saturating_sub(look.now_ns));
+    let window_left = window::left_ns(state, look);
     [scan, window_left]
         .into_iter()
         .flatten()

@@ -223,6 +223,7 @@ impl Supervisor {
         known.pcpu = bound;
         known.role = bound.map(|_| Role::Waiting);
         known.original = Some(record.attr);
+        known.allowed = record.cpus;
         let id = VcpuId {
             vm,
             vcpu: vcpu as usize,

@@ -1,0 +1,109 @@
+//! The window: a regular moment in which a pCPU's current vCPU is in the fair class.
+//!
+//! # Problem
+//! A vCPU in a real-time class starves everybody else on its pCPU; the kernel therefore takes 5 % of
+//! each second away from that class, in one piece, wherever a lock may be held then.
+//!
+//! # Approach
+//! The agent gives more than that of its own accord, in small pieces, at the beginning of a turn and
+//! outside of sections. Meanwhile the waiting vCPUs, which are in the fair class too, would be
+//! picked by the kernel as often as the current one: they are parked behind the real-time vCPU of
+//! another pCPU, where there is one.
+
+use super::mechanism::Role;
+use super::role::{park, unpark};
+use super::step::Look;
+use crate::state::{State, VcpuId};
+
+/// Length of a window, and time from the beginning of one to the next: 7 %.
+const WINDOW_NS: u64 = 1_400_000;
+const PERIOD_NS: u64 = 20_000_000;
+/// A window waits for a moment when no vCPU is in a section, but not longer than this.
+const LATEST_NS: u64 = 40_000_000;
+
+/// Role of the current vCPU now. Opens a window when one is due, and closes the one that is over.
+pub(super) fn window(state: &mut State, look: &Look<'_>, id: VcpuId, extended: bool) -> Role {
+    let Some(pcpu) = state.pcpus.get(look.pcpu) else {
+        return Role::Current;
+    };
+    if !look.mechanism.has_windows() {
+        return Role::Current;
+    }
+    match pcpu.window_since_ns {
+        Some(since) if look.now_ns.saturating_sub(since) < WINDOW_NS && !extended => {
+            Role::CurrentFair
+        }
+        Some(_) => {
+            close(state, look);
+            Role::Current
+        }
+        None => {
+            let fresh = pcpu.turn.is_some_and(|turn| turn.is_fresh());
+            let closed_ns = look.now_ns.saturating_sub(pcpu.window_closed_ns);
+            // Those parked here rely on the real-time class of our current one.
+            let due = pcpu.lodgers == 0 && closed_ns >= PERIOD_NS - WINDOW_NS;
+            if fresh && due && (is_clean(state, look.pcpu) || closed_ns >= LATEST_NS) {
+                open(state, look, id);
+                Role::CurrentFair
+            } else {
+                Role::Current
+            }
+        }
+    }
+}
+
+/// Time until the window that is open ends, ns.
+pub(super) fn left_ns(state: &State, look: &Look<'_>) -> Option<u64> {
+    let since = state.pcpus.get(look.pcpu)?.window_since_ns?;
+    Some((since + WINDOW_NS).saturating_sub(look.now_ns))
+}
+
+/// Ends the window, if one is open.
+pub(super) fn close(state: &mut State, look: &Look<'_>) {
+    let Some(pcpu) = state.pcpus.get_mut(look.pcpu) else {
+        return;
+    };
+    if pcpu.window_since_ns.take().is_some() {
+        pcpu.window_closed_ns = look.now_ns;
+        for member in pcpu.members.clone() {
+            unpark(state, member);
+        }
+    }
+}
+
+fn open(state: &mut State, look: &Look<'_>, current: VcpuId) {
+    let steered = |(index, pcpu): (usize, &crate::state::Pcpu)| {
+        let steady = pcpu.current.is_some() && !pcpu.released && pcpu.window_since_ns.is_none();
+        (index != look.pcpu && steady).then_some((index, pcpu.cpu))
+    };
+    let host = state.pcpus.iter().enumerate().find_map(steered);
+    let Some(pcpu) = state.pcpus.get_mut(look.pcpu) else {
+        return;
+    };
+    pcpu.window_since_ns = Some(look.now_ns);
+    let Some((host, cpu)) = host else { return };
+    for member in pcpu.members.clone() {
+        let allowed = state
+            .vcpu(member)
+            .is_some_and(|vcpu| vcpu.allowed.contains(cpu));
+        if member != current && allowed {
+            park(state, member, host);
+        }
+    }
+}
+
+/// Whether every vCPU here that could run is outside of sections and queues: then it does little
+/// harm if the kernel picks another one than the agent would.
+fn is_clean(state: &State, pcpu: usize) -> bool {
+    let members = state
+        .pcpus
+        .get(pcpu)
+        .map(|pcpu| pcpu.members.as_slice())
+        .unwrap_or_default();
+    members.iter().all(|&id| {
+        state.vm(id.vm).is_none_or(|vm| {
+            let snap = vm.snap(id.vcpu);
+            !snap.holds() && !snap.spins()
+        })
+    })
+}
