@@ -6,12 +6,15 @@
 //!
 //! # Approach
 //! [`skip!`] and [`slow!`] end a test with a printed reason, which `cargo xtask test` counts and
-//! lists. [`workspace_program`] builds and finds a program of this workspace. [`header`] and [`cc`]
-//! read and compile the C side of the ABI. The cases are in `tests/`.
+//! lists. [`workspace_program`] builds and finds a program of this workspace, [`release_program`]
+//! one as it is released. [`header`] and [`cc`] read and compile the C side of the ABI. A [`Rig`]
+//! has two CPUs to itself and starts real daemons ([`Daemon`]) and real VMs ([`TestVm`]) on them.
+//! The cases are in `tests/`.
 //!
 //! # Invariants
 //! A skip always has a name and a reason. Programs are up to date with the sources when a test
-//! runs them, and of the same cargo profile as the test.
+//! runs them. No process of a test outlives it, every wait has an end, and what can be asked for is
+//! never waited for by the clock.
 //!
 //! # What it does not do
 //! It measures nothing: `vmm-ecs demo` does.
@@ -19,9 +22,18 @@
 
 pub mod cc;
 pub mod header;
-mod program;
+pub mod process;
+pub mod scheduling;
 
-pub use program::workspace_program;
+mod daemon;
+mod program;
+mod rig;
+mod vm;
+
+pub use daemon::Daemon;
+pub use program::{release_program, workspace_program};
+pub use rig::Rig;
+pub use vm::TestVm;
 
 /// Ends the test with `SKIPPED: name: reason`, for what this machine lacks.
 ///
@@ -32,6 +44,17 @@ macro_rules! skip {
         println!("SKIPPED: {}: {}", $name, format_args!($($reason)+));
         return;
     }};
+}
+
+/// A [`Rig`], or the end of the test as skipped where this machine cannot steer vCPUs.
+#[macro_export]
+macro_rules! rig {
+    ($name:expr) => {
+        match $crate::Rig::new().unwrap() {
+            Ok(rig) => rig,
+            Err(reason) => $crate::skip!($name, "{reason}"),
+        }
+    };
 }
 
 /// Ends the test as skipped unless slow cases were asked for.

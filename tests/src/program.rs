@@ -12,7 +12,19 @@ use anyhow::{Context, bail};
 /// # Errors
 /// If cargo cannot build it, with cargo's own words.
 pub fn workspace_program(name: &str) -> anyhow::Result<PathBuf> {
-    let profile = profile()?;
+    build(name, &profile()?)
+}
+
+/// Builds the program `name` of the package of the same name as it is released, whatever the
+/// profile of the running test, and returns its path: what steers CPUs is tested as it will run.
+///
+/// # Errors
+/// If cargo cannot build it, with cargo's own words.
+pub fn release_program(name: &str) -> anyhow::Result<PathBuf> {
+    build(name, "release")
+}
+
+fn build(name: &str, profile: &str) -> anyhow::Result<PathBuf> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo"));
     // Cargo says where the program is: the target directory may be anywhere.
     let output = Command::new(cargo)
@@ -24,7 +36,7 @@ pub fn workspace_program(name: &str) -> anyhow::Result<PathBuf> {
             "--bin",
             name,
             "--profile",
-            &profile,
+            profile,
         ])
         .arg("--message-format=json-render-diagnostics")
         .current_dir(crate::root())

@@ -27,21 +27,13 @@ pub(crate) struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Serve VMs: the daemon.
-    Serve {
-        /// Configuration file (TOML).
-        #[arg(long, default_value = "/etc/vmm-ecs/vmm-ecs.toml")]
-        config: PathBuf,
-    },
+    Serve(ConfigArgs),
     /// Check a configuration file and say what it means.
-    CheckConfig {
-        /// Configuration file (TOML).
-        #[arg(long, default_value = "/etc/vmm-ecs/vmm-ecs.toml")]
-        config: PathBuf,
-    },
+    CheckConfig(ConfigArgs),
     /// Say what this host offers, and which controller would be used.
     Check,
     /// Run over-committed VMs with and without eCS, and show the difference.
-    Demo(DemoArgs),
+    Demo(Box<DemoArgs>),
     /// Print the statistics of a running daemon as JSON.
     Stats {
         /// Its statistics socket.
@@ -70,6 +62,13 @@ enum Command {
         #[arg(long)]
         journal: PathBuf,
     },
+}
+
+#[derive(Debug, clap::Args)]
+struct ConfigArgs {
+    /// Configuration file (TOML).
+    #[arg(long, default_value = "/etc/vmm-ecs/vmm-ecs.toml")]
+    config: PathBuf,
 }
 
 #[derive(Debug, clap::Args)]
@@ -137,15 +136,15 @@ impl Cli {
     /// Log level when nobody sets one: the demo has its own way to talk.
     pub(crate) fn default_log(&self) -> &'static str {
         match self.command {
-            Command::Serve { .. } | Command::Restore { .. } => "info",
+            Command::Serve(_) | Command::Restore { .. } => "info",
             _ => "warn",
         }
     }
 
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
         match self.command {
-            Command::Serve { config } => serve(Config::load(&config)?),
-            Command::CheckConfig { config } => {
+            Command::Serve(ConfigArgs { config }) => serve(Config::load(&config)?),
+            Command::CheckConfig(ConfigArgs { config }) => {
                 let config = Config::load(&config)?;
                 println!("{config:#?}");
                 Ok(ExitCode::SUCCESS)
@@ -154,7 +153,7 @@ impl Cli {
                 println!("{}", check::report());
                 Ok(ExitCode::SUCCESS)
             }
-            Command::Demo(args) => run_demo(args),
+            Command::Demo(args) => run_demo(*args),
             Command::Stats { socket } => {
                 let snapshot = ecs_stats::read_snapshot(&socket, Duration::from_secs(5))?;
                 println!("{}", serde_json::to_string_pretty(&snapshot)?);
@@ -242,12 +241,8 @@ fn run_demo(args: DemoArgs) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let bars = demo::run_bars(&options, &|text| eprintln!("{text}"))?;
-    let text = serde_json::to_string_pretty(&bars)?;
-    match options.json.as_deref() {
-        Some(path) if path == std::path::Path::new("-") => println!("{text}"),
-        Some(path) => std::fs::write(path, text)
-            .with_context(|| format!("Cannot write {}", path.display()))?,
-        None => {}
+    if let Some(path) = &options.json {
+        demo::write_json(path, &bars)?;
     }
     let missed = bars.bars.iter().filter(|bar| !bar.holds).count();
     eprintln!("\n{} bars, {missed} missed", bars.bars.len());

@@ -71,7 +71,11 @@ impl VmSink for Sink {
             name: view.name,
             pid: view.pid,
             // While the rings stand still, what was registered may be ordinary memory again.
-            slots: if view.running { view.slots } else { Arc::default() },
+            slots: if view.running {
+                view.slots
+            } else {
+                Arc::default()
+            },
             doorbells: view.doorbells,
             generation: view.generation,
         });

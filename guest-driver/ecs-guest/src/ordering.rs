@@ -92,30 +92,37 @@ impl<L> World<L> {
     }
 }
 
-/// Runs a program in every interleaving with up to two forced switches between threads, which is
-/// where the known bugs of such code show; without a bound the larger programs take hours.
-fn model(program: impl Fn() + Sync + Send + 'static) {
+/// Runs a program in every interleaving with up to `switches` forced switches between threads, beside
+/// those where a thread waits; without a bound the larger programs take hours.
+fn model(switches: usize, program: impl Fn() + Sync + Send + 'static) {
     let mut builder = loom::model::Builder::new();
-    builder.preemption_bound = Some(2);
+    builder.preemption_bound = Some(switches);
     builder.check(program);
+}
+
+/// Starts the observer. It must not run before what it observes in the checker's first execution: of
+/// the loads before a compare-and-swap the checker remembers the last one only, and would miss that
+/// the observer's and the lock's own conflict with it.
+fn observe_last<L: Send + Sync + 'static>(
+    world: &Arc<World<L>>,
+    observe: impl FnOnce(&World<L>) + Send + 'static,
+) -> thread::JoinHandle<()> {
+    let world = Arc::clone(world);
+    thread::spawn(move || observe(&world))
 }
 
 fn check<L: Send + Sync + 'static>(
     make: impl Fn() -> L + Sync + Send + 'static,
     body: fn(&World<L>, u32),
 ) {
-    model(move || {
+    model(1, move || {
         let world = World::new(make(), 2);
-        let spawned: Vec<_> = (0..2)
-            .map(|number| {
-                let world = Arc::clone(&world);
-                thread::spawn(move || body(&world, number))
-            })
-            .collect();
-        world.observe(0);
-        for handle in spawned {
-            handle.join().unwrap();
-        }
+        let other = Arc::clone(&world);
+        let other = thread::spawn(move || body(&other, 1));
+        let observer = observe_last(&world, |world| world.observe(0));
+        body(&world, 0);
+        other.join().unwrap();
+        observer.join().unwrap();
         assert_eq!(
             world.protected.load(Ordering::Relaxed),
             2,
@@ -164,19 +171,8 @@ fn writer_is_never_unseen() {
 
 #[test]
 fn reader_is_never_unseen_and_keeps_the_writer_out() {
-    model(|| {
+    model(1, || {
         let world = World::new(RwSpinLock::default(), 2);
-        let reader = Arc::clone(&world);
-        let reader = thread::spawn(move || {
-            let vcpu = reader.vcpu(0);
-            let guard = reader.lock.read(&vcpu);
-            reader.ghosts[0].store(IN, Ordering::Release);
-            let first = reader.protected.load(Ordering::Relaxed);
-            let second = reader.protected.load(Ordering::Relaxed);
-            assert_eq!(first, second, "a writer was let in");
-            reader.ghosts[0].store(OUT, Ordering::Relaxed);
-            drop(guard);
-        });
         let writer = Arc::clone(&world);
         let writer = thread::spawn(move || {
             let vcpu = writer.vcpu(1);
@@ -184,9 +180,17 @@ fn reader_is_never_unseen_and_keeps_the_writer_out() {
             writer.section(1);
             drop(guard);
         });
-        world.observe(0);
-        reader.join().unwrap();
+        let observer = observe_last(&world, |world| world.observe(0));
+        let vcpu = world.vcpu(0);
+        let guard = world.lock.read(&vcpu);
+        world.ghosts[0].store(IN, Ordering::Release);
+        let first = world.protected.load(Ordering::Relaxed);
+        let second = world.protected.load(Ordering::Relaxed);
+        assert_eq!(first, second, "a writer was let in");
+        world.ghosts[0].store(OUT, Ordering::Relaxed);
+        drop(guard);
         writer.join().unwrap();
+        observer.join().unwrap();
     });
 }
 
@@ -207,21 +211,21 @@ fn check_strictly<L: Send + Sync + 'static>(
     is_locked: fn(&L) -> bool,
     take: fn(&L, &TestVcpu<'_>),
 ) {
-    model(move || {
+    model(3, move || {
         let world = World::new(make(), 1);
-        let other = Arc::clone(&world);
-        let owner = thread::spawn(move || take(&other.lock, &other.vcpu(0)));
-        let before = is_locked(&world.lock);
-        let line = &world.lines[0].guest;
-        let waiting = line.waiting.load(Ordering::Acquire);
-        let counts = line.np_count.load(Ordering::Acquire) + line.p_count.load(Ordering::Acquire);
-        if before && is_locked(&world.lock) {
-            assert!(
-                counts > 0 || waiting != VIRTIO_ECS_WAIT_NONE,
-                "owns the lock, shows nothing"
-            );
-        }
-        owner.join().unwrap();
+        let observer = observe_last(&world, move |world| {
+            let before = is_locked(&world.lock);
+            let line = &world.lines[0].guest;
+            let waiting = line.waiting.load(Ordering::Acquire);
+            let counts =
+                line.np_count.load(Ordering::Acquire) + line.p_count.load(Ordering::Acquire);
+            if before && is_locked(&world.lock) {
+                let shown = counts > 0 || waiting != VIRTIO_ECS_WAIT_NONE;
+                assert!(shown, "owns the lock, shows nothing");
+            }
+        });
+        take(&world.lock, &world.vcpu(0));
+        observer.join().unwrap();
     });
 }
 
@@ -270,7 +274,7 @@ fn mutex_shows_from_first_to_last() {
 
 #[test]
 fn hand_back_rings_once_after_the_last_section_and_never_inside() {
-    model(|| {
+    model(3, || {
         let rings = Arc::new(AtomicU32::new(0));
         let lines = [VcpuLines::default()];
         lines[0]

@@ -158,6 +158,42 @@ fn blocking_mutex_excludes_and_loses_no_wake_up() {
 }
 
 #[test]
+fn blocking_mutex_spins_first_where_the_host_says_that_it_pays() {
+    let (lock, bell, sleepers) = (
+        BlockingMutex::default(),
+        Bell::default(),
+        Sleepers::default(),
+    );
+    exclusion(|section, number, lines| {
+        lines[number as usize]
+            .host
+            .heartbeat
+            .store(1, Ordering::Relaxed);
+        let vcpu = vcpu(number, lines, &bell);
+        let _guard = lock.lock(&vcpu, &sleepers);
+        section();
+    });
+    let lines = lines(2);
+    let vcpu = vcpu(1, &lines, &bell);
+    let spin = Spin::default();
+    assert!(!vcpu.keep_spinning(&spin, 1), "no host, no hints");
+    lines[1].host.heartbeat.store(1, Ordering::Relaxed);
+    assert!(vcpu.keep_spinning(&spin, 1) && vcpu.keep_spinning(&spin, 0));
+    lines[0].host.preempted.store(1, Ordering::Relaxed);
+    assert!(!vcpu.keep_spinning(&spin, 1), "the holder is off the CPU");
+    lines[1].host.overloaded.store(1, Ordering::Relaxed);
+    assert!(
+        !vcpu.keep_spinning(&spin, 0),
+        "somebody else wants the pCPU"
+    );
+    lines[1].host.overloaded.store(0, Ordering::Relaxed);
+    let mut long = Spin::default();
+    while vcpu.keep_spinning(&long, 0) {
+        vcpu.spin(&mut long);
+    }
+}
+
+#[test]
 fn counts_saturate_at_both_ends() {
     let (lines, bell) = (lines(1), Bell::default());
     let vcpu = vcpu(0, &lines, &bell);

@@ -2,8 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::measure::{Bench, RunReport};
-use super::{Arm, DemoOptions, Report, Scenario, compare, median};
+use super::measure::{Bench, RunReport, VmRun};
+use super::{Arm, DemoOptions, Report, Scenario, compare, find};
 
 /// One promise, what was measured, and whether it holds.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -50,25 +50,13 @@ type Figure = fn(&Report) -> Option<f64>;
 const STOCK_AND_ECS: &[Arm] = &[Arm::Stock, Arm::Ecs];
 const ONLY_ECS: &[Arm] = &[Arm::Ecs];
 
-fn ecs_runs(report: &Report) -> Option<&[RunReport]> {
-    report
-        .arms
-        .iter()
-        .find(|arm| arm.arm == Arm::Ecs)
-        .map(|arm| arm.runs.as_slice())
-}
-
-fn of_ecs(report: &Report, field: fn(&RunReport) -> f64) -> Option<f64> {
-    Some(median(
-        &ecs_runs(report)?.iter().map(field).collect::<Vec<_>>(),
-    ))
+fn of_ecs(report: &Report, figure: fn(&RunReport) -> Option<f64>) -> Option<f64> {
+    find(&report.arms, Arm::Ecs)?.median_if_any(figure)
 }
 
 /// Excess of the first VM over its entitlement, percent.
-fn first_vm_gain(run: &RunReport) -> f64 {
-    run.vms
-        .first()
-        .map_or(0.0, |vm| (vm.cpu_s / vm.entitled_s - 1.0) * 100.0)
+fn first_vm_gain(run: &RunReport) -> Option<f64> {
+    run.vms.first().and_then(VmRun::off_percent)
 }
 
 fn cases(base: &Scenario) -> Vec<Case> {
@@ -89,7 +77,7 @@ fn cases(base: &Scenario) -> Vec<Case> {
                 ("efficiency", AtLeast, 0.95, |r| r.efficiency),
                 ("avoided_ratio", AtLeast, 0.99, |r| r.avoided_ratio),
                 ("decision_median_ns", AtMost, 1000.0, |r| {
-                    of_ecs(r, |run| run.decision_median_ns as f64)
+                    of_ecs(r, |run| Some(run.decision_median_ns as f64))
                 }),
             ],
         },
@@ -171,7 +159,7 @@ fn cases(base: &Scenario) -> Vec<Case> {
             arms: STOCK_AND_ECS,
             alone: false,
             checks: &[("controller_cpu_percent", AtMost, 0.5, |r| {
-                of_ecs(r, |run| run.controller_cpu_percent)
+                of_ecs(r, |run| Some(run.controller_cpu_percent))
             })],
         },
     ]

@@ -30,8 +30,9 @@ pub(crate) struct RunReport {
     pub(crate) vcpus_are: String,
     /// The VMs, in order.
     pub(crate) vms: Vec<VmRun>,
-    /// Largest deviation of a VM's CPU time from its entitlement, percent of the entitlement.
-    pub(crate) share_deviation_percent: f64,
+    /// Largest deviation of a VM's CPU time from its entitlement, percent of the entitlement. None
+    /// for a run so short that the daemon, which books CPU time once a second, booked none.
+    pub(crate) share_deviation_percent: Option<f64>,
     /// Counters of all VMs, over the run.
     pub(crate) counters: RunCounters,
     /// CPU time of the controller's threads, percent of one CPU, a managed pCPU.
@@ -46,6 +47,37 @@ impl RunReport {
     /// Lock operations a second of all VMs.
     pub(crate) fn ops_per_s(&self) -> f64 {
         self.vms.iter().map(|vm| vm.ops_per_s).sum()
+    }
+
+    /// Preemptions a second.
+    pub(crate) fn preemptions_per_s(&self) -> f64 {
+        self.per_second(self.counters.preemptions as f64)
+    }
+
+    /// Preemptions inside a section, a second.
+    pub(crate) fn critical_preemptions_per_s(&self) -> f64 {
+        self.per_second(self.counters.critical_preemptions as f64)
+    }
+
+    /// Time that sections were held up by preemptions, ms a second.
+    pub(crate) fn stalled_ms_per_s(&self) -> f64 {
+        self.per_second(self.counters.critical_stall_us as f64 / 1e3)
+    }
+
+    /// Hand-over of the lock in the VM where it takes longest, us: median and 99th percentile.
+    /// None if no VM handed a lock to a waiter.
+    pub(crate) fn handoff_us(&self) -> Option<(f64, f64)> {
+        let slowest = |of: fn(&VmRun) -> f64| self.vms.iter().map(of).fold(0.0, f64::max);
+        let (median, slow) = (slowest(|vm| vm.handoff_us.0), slowest(|vm| vm.handoff_us.1));
+        (slow > 0.0).then_some((median, slow))
+    }
+
+    fn per_second(&self, count: f64) -> f64 {
+        if self.seconds > 0.0 {
+            count / self.seconds
+        } else {
+            0.0
+        }
     }
 }
 
@@ -63,10 +95,18 @@ pub(crate) struct VmRun {
     /// Waiters found asleep although their wait had ended.
     pub(crate) lost_wakeups: u64,
     /// Time a released lock took to its next owner, where that one waited, us: median and 99th
-    /// percentile.
+    /// percentile. Zeros where none waited.
     pub(crate) handoff_us: (f64, f64),
     /// Over time: seconds since the start, lock operations a second, CPU seconds received so far.
-    pub(crate) timeline: Vec<(f64, f64, f64)>,
+    pub(crate) timeline: Timeline,
+}
+
+impl VmRun {
+    /// CPU time received, away from what it was entitled to, percent of that; above 0 is too much.
+    /// None where no CPU time was booked.
+    pub(crate) fn off_percent(&self) -> Option<f64> {
+        (self.entitled_s > 0.0).then(|| (self.cpu_s / self.entitled_s - 1.0) * 100.0)
+    }
 }
 
 /// Counters of all VMs over a run.
@@ -228,6 +268,11 @@ impl Bench {
             scenario: options.scenario.clone(),
             iterations_per_us: ecs_microvm::work::calibrate(),
         })
+    }
+
+    /// Number of CPUs it uses.
+    pub(crate) fn nr_pcpus(&self) -> usize {
+        self.pcpus.cpus().len()
     }
 
     /// Where the report goes if nobody says otherwise: it must outlive the demo.
@@ -517,11 +562,11 @@ fn summary(scenario: &Scenario, before: &Snapshot, after: &Snapshot) -> anyhow::
     let received_ns = (vms.iter().map(|vm| vm.cpu_s).sum::<f64>() * 1e9).round();
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
     split_fairly(received_ns as u64, &mut claims);
-    let mut worst = 0f64;
     for (vm, claim) in vms.iter_mut().zip(claims) {
         vm.entitled_s = claim.entitled_ns as f64 / 1e9;
-        worst = worst.max((vm.cpu_s / vm.entitled_s.max(1e-9) - 1.0).abs() * 100.0);
     }
+    let off = vms.iter().filter_map(VmRun::off_percent).map(f64::abs);
+    let worst = off.reduce(f64::max);
     let controller_ns = after.host.controller_cpu_ns - before.host.controller_cpu_ns;
     let nr_pcpus = after.host.pcpus.len().max(1) as f64;
     Ok(RunReport {

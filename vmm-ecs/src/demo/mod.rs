@@ -6,6 +6,7 @@
 
 mod arm;
 mod bars;
+mod digits;
 mod html;
 mod measure;
 mod table;
@@ -105,6 +106,24 @@ pub(crate) struct ArmReport {
     pub(crate) runs: Vec<RunReport>,
 }
 
+impl ArmReport {
+    /// Median over the runs; zero without any.
+    pub(crate) fn median(&self, figure: fn(&RunReport) -> f64) -> f64 {
+        median(&self.runs.iter().map(figure).collect::<Vec<_>>())
+    }
+
+    /// Median over the runs that have the figure.
+    pub(crate) fn median_if_any(&self, figure: fn(&RunReport) -> Option<f64>) -> Option<f64> {
+        let figures: Vec<f64> = self.runs.iter().filter_map(figure).collect();
+        (!figures.is_empty()).then(|| median(&figures))
+    }
+}
+
+/// One arm, if it was run.
+pub(crate) fn find(arms: &[ArmReport], arm: Arm) -> Option<&ArmReport> {
+    arms.iter().find(|report| report.arm == arm)
+}
+
 /// What the figures were measured on.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Machine {
@@ -147,9 +166,12 @@ pub(crate) struct DemoOptions {
     pub(crate) quiet: bool,
 }
 
+/// The file that is standard output.
+const STDOUT: &str = "-";
+
 /// Runs the demo and prints what it found.
 pub(crate) fn run(options: &DemoOptions) -> anyhow::Result<()> {
-    let json_to_stdout = options.json.as_deref() == Some(Path::new("-"));
+    let json_to_stdout = options.json.as_deref() == Some(Path::new(STDOUT));
     let bench = Bench::new(options)?;
     let exporter = bench.start_exporter();
     let say = |text: &str| {
@@ -167,13 +189,7 @@ pub(crate) fn run(options: &DemoOptions) -> anyhow::Result<()> {
     std::fs::write(&html, html::render(&report))
         .with_context(|| format!("Cannot write the report {}", html.display()))?;
     if let Some(path) = &options.json {
-        let text = serde_json::to_string_pretty(&report)?;
-        if json_to_stdout {
-            println!("{text}");
-        } else {
-            std::fs::write(path, text)
-                .with_context(|| format!("Cannot write {}", path.display()))?;
-        }
+        write_json(path, &report)?;
     }
     let table = table::render(&report);
     if json_to_stdout {
@@ -187,6 +203,16 @@ pub(crate) fn run(options: &DemoOptions) -> anyhow::Result<()> {
         bench.stay_up()?;
     }
     Ok(())
+}
+
+/// Writes what `--json` asks for: to a file, or to standard output.
+pub(crate) fn write_json(path: &Path, found: &impl Serialize) -> anyhow::Result<()> {
+    let text = serde_json::to_string_pretty(found)?;
+    if path == Path::new(STDOUT) {
+        println!("{text}");
+        return Ok(());
+    }
+    std::fs::write(path, text).with_context(|| format!("Cannot write {}", path.display()))
 }
 
 /// Runs every arm of a scenario, interleaved.
@@ -255,26 +281,20 @@ pub(crate) fn compare(
             }
         })
         .collect();
-    let ops_of = |arm: Arm| arms.iter().find(|a| a.arm == arm).map(|a| a.ops_per_s);
+    let ops_of = |arm: Arm| find(&arms, arm).map(|arm| arm.ops_per_s);
     let ratio = |over: Option<f64>, under: Option<f64>| match (over, under) {
         (Some(over), Some(under)) if under > 0.0 => Some(over / under),
         _ => None,
     };
-    let ecs = arms.iter().find(|a| a.arm == Arm::Ecs);
+    let ecs = find(&arms, Arm::Ecs);
     let alone_ops_per_s = (!alone_ops.is_empty()).then(|| median(&alone_ops));
     Ok(Report {
         throughput_ratio: ratio(ops_of(Arm::Ecs), ops_of(Arm::Stock)),
         extension_ratio: ratio(ops_of(Arm::Ecs), ops_of(Arm::Rotate)),
         efficiency: ratio(ops_of(Arm::Ecs), alone_ops_per_s),
         avoided_ratio: ecs.and_then(|arm| avoided_ratio(&arm.runs)),
-        share_deviation_percent: ecs.map(|arm| {
-            median(
-                &arm.runs
-                    .iter()
-                    .map(|run| run.share_deviation_percent)
-                    .collect::<Vec<_>>(),
-            )
-        }),
+        share_deviation_percent: ecs
+            .and_then(|arm| arm.median_if_any(|run| run.share_deviation_percent)),
         machine,
         scenario: scenario.clone(),
         vcpus_are,

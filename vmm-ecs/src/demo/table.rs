@@ -2,8 +2,12 @@
 
 use std::fmt::Write;
 
+use super::digits::{number, whole};
 use super::measure::RunReport;
-use super::{Report, median};
+use super::{ArmReport, Report};
+
+/// Between the thousands of a number: a terminal may not know a narrow one.
+const GAP: char = ' ';
 
 /// One run in one line.
 pub(super) fn one_line(run: &RunReport) -> String {
@@ -49,22 +53,9 @@ pub(super) fn render(report: &Report) -> String {
         "share off"
     );
     for arm in &report.arms {
-        let per_second = |field: fn(&RunReport) -> f64| {
-            median(
-                &arm.runs
-                    .iter()
-                    .map(|run| field(run) / run.seconds)
-                    .collect::<Vec<_>>(),
-            )
-        };
-        let shares: Vec<f64> = arm
-            .runs
-            .iter()
-            .map(|run| run.share_deviation_percent)
-            .collect();
         let _ = writeln!(
             out,
-            "{:<27} {:>12} {:>19} {:>12} {:>13} {:>13} {:>9.2}%",
+            "{:<27} {:>12} {:>19} {:>12} {:>13} {:>13} {:>10}",
             arm.arm.title(),
             thousands(arm.ops_per_s),
             format!(
@@ -72,10 +63,11 @@ pub(super) fn render(report: &Report) -> String {
                 thousands(arm.ops_per_s_range.0),
                 thousands(arm.ops_per_s_range.1)
             ),
-            thousands(per_second(|run| run.counters.preemptions as f64)),
-            thousands(per_second(|run| run.counters.critical_preemptions as f64)),
-            thousands(per_second(|run| run.counters.critical_stall_us as f64 / 1e3)),
-            median(&shares),
+            thousands(arm.median(RunReport::preemptions_per_s)),
+            thousands(arm.median(RunReport::critical_preemptions_per_s)),
+            thousands(arm.median(RunReport::stalled_ms_per_s)),
+            arm.median_if_any(|run| run.share_deviation_percent)
+                .map_or_else(|| "–".to_owned(), |off| format!("{off:.2}%")),
         );
     }
     if let Some(alone) = report.alone_ops_per_s {
@@ -87,6 +79,7 @@ pub(super) fn render(report: &Report) -> String {
         );
     }
     out.push('\n');
+    out += &handoffs(&report.arms);
     let mut say = |what: &str, value: Option<f64>, unit: &str| {
         if let Some(value) = value {
             let _ = writeln!(out, "{what:<58} {value:>9.3}{unit}");
@@ -119,27 +112,77 @@ pub(super) fn render(report: &Report) -> String {
     out
 }
 
-/// A number with thin spaces a person can read.
-fn thousands(value: f64) -> String {
-    let digits = format!("{value:.0}");
+/// How long a lock takes to its next owner, by arm; nothing where nobody waited.
+fn handoffs(arms: &[ArmReport]) -> String {
     let mut out = String::new();
-    for (index, digit) in digits.chars().enumerate() {
-        if index > 0 && (digits.len() - index).is_multiple_of(3) && digit.is_ascii_digit() {
-            out.push(' ');
-        }
-        out.push(digit);
+    for arm in arms {
+        let half = arm.median_if_any(|run| run.handoff_us().map(|(median, _)| median));
+        let slow = arm.median_if_any(|run| run.handoff_us().map(|(_, slow)| slow));
+        let (Some(half), Some(slow)) = (half, slow) else {
+            continue;
+        };
+        let [half, slow] = [half, slow].map(|figure| number(figure, GAP));
+        let _ = writeln!(out, "{:<27} {half:>12} {slow:>19}", arm.arm.title());
     }
-    out
+    if out.is_empty() {
+        return out;
+    }
+    format!(
+        "{:<27} {:>12} {:>19}\n{out}\n",
+        "lock to a waiter, us", "median", "99th percentile"
+    )
+}
+
+fn thousands(value: f64) -> String {
+    whole(value, GAP)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::demo::Arm;
+    use crate::demo::measure::VmRun;
+
+    fn arm(arm: Arm, handoffs_us: &[[(f64, f64); 2]]) -> ArmReport {
+        let run = |vms: &[(f64, f64); 2]| RunReport {
+            vms: vms
+                .map(|handoff_us| VmRun {
+                    handoff_us,
+                    ..VmRun::default()
+                })
+                .to_vec(),
+            ..RunReport::default()
+        };
+        ArmReport {
+            arm,
+            ops_per_s: 0.0,
+            ops_per_s_range: (0.0, 0.0),
+            runs: handoffs_us.iter().map(run).collect(),
+        }
+    }
 
     #[test]
-    fn numbers_are_grouped() {
-        assert_eq!(thousands(0.0), "0");
-        assert_eq!(thousands(999.4), "999");
-        assert_eq!(thousands(1_234_567.0), "1 234 567");
+    fn handoffs_are_of_the_slower_vm_in_the_median_run() {
+        let none = (0.0, 0.0);
+        let stock = [
+            [(0.3, 20.0), (0.5, 10.0)],
+            [(0.4, 9000.0), none],
+            [none, none],
+        ];
+        let text = handoffs(&[arm(Arm::Stock, &stock), arm(Arm::Ecs, &[[none, none]])]);
+        let words: Vec<&str> = text
+            .lines()
+            .nth(1)
+            .unwrap_or_default()
+            .split("  ")
+            .collect();
+        let words: Vec<&str> = words
+            .into_iter()
+            .map(str::trim)
+            .filter(|w| !w.is_empty())
+            .collect();
+        assert_eq!(words, ["stock scheduler", "0.45", "4 510"]);
+        assert!(!text.contains("eCS"), "nobody waited there:\n{text}");
+        assert_eq!(handoffs(&[arm(Arm::Ecs, &[[none, none]])]), "");
     }
 }

@@ -15,7 +15,7 @@ use super::{Arm, Report};
 use plot::{
     CRITICAL, DOT, ECS, INK, MARK, NEUTRAL, Row, SQUARE, bars_figure, dark_plots, key, legend,
 };
-use text::{count, escape, number, plural, seconds, table_of};
+use text::{count, escape, none, number, plural, seconds, table_of};
 
 const STYLE: &str = include_str!("style.css");
 
@@ -198,7 +198,7 @@ fn throughput(report: &Report) -> String {
     if let Some(limit) = limit.map(number) {
         keys.push(key(MARK, INK, &format!("limit, one VM alone: {limit}")));
         let name = "one VM alone (the limit)".to_owned();
-        table.push(vec![name, limit, "–".to_owned(), "–".to_owned()]);
+        table.push(vec![name, limit, none(), none()]);
     }
     let head = ["arm", "median", "lowest", "highest"];
     format!(
@@ -253,7 +253,11 @@ fn all_runs(report: &Report) -> String {
             rows.push(row);
         }
     }
-    let table = table_of("Sums of all VMs, but the slowest VM's hand-over; counts are of the whole run", &head, &rows);
+    let table = table_of(
+        "Sums of all VMs, but the slowest VM's hand-over; counts are of the whole run",
+        &head,
+        &rows,
+    );
     format!("<section><h2>All runs</h2>{table}</section>\n")
 }
 
@@ -265,9 +269,16 @@ const COLUMNS: [Column; 23] = [
     ("preempted/s", |run| number(run.preemptions_per_s())),
     ("critical/s", |run| number(run.critical_preemptions_per_s())),
     ("stalled, ms/s", |run| number(run.stalled_ms_per_s())),
-    ("hand-over, us: median", |run| number(run.handoff_us().0)),
-    ("99th percentile", |run| number(run.handoff_us().1)),
-    ("share off, %", |run| number(run.share_deviation_percent)),
+    ("hand-over median, us", |run| {
+        run.handoff_us()
+            .map_or_else(none, |(median, _)| number(median))
+    }),
+    ("hand-over 99 %, us", |run| {
+        run.handoff_us().map_or_else(none, |(_, slow)| number(slow))
+    }),
+    ("share off, %", |run| {
+        run.share_deviation_percent.map_or_else(none, number)
+    }),
     ("requests", |run| count(run.counters.requests)),
     ("grants", |run| count(run.counters.grants)),
     ("denials", |run| count(run.counters.denials)),

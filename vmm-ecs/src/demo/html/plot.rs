@@ -171,7 +171,10 @@ fn draw_lines(root: &Area<'_>, lines: &[Vec<(f64, f64)>], seconds: f64, widest_m
     chart.draw_series([PathElement::new(fair, MUTED.0.stroke_width(3))])?;
     for (index, line) in lines.iter().enumerate() {
         let paint = VMS.get(index).copied().unwrap_or(NEUTRAL);
-        chart.draw_series(LineSeries::new(line.iter().copied(), paint.0.stroke_width(4)))?;
+        chart.draw_series(LineSeries::new(
+            line.iter().copied(),
+            paint.0.stroke_width(4),
+        ))?;
     }
     Ok(())
 }

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use super::plot::{DASH, NEUTRAL, VMS, key, legend, lines_figure};
-use super::text::{number, seconds, table_of};
+use super::text::{none, number, seconds, table_of};
 use crate::demo::Report;
 use crate::demo::measure::{RunReport, VmRun};
 
@@ -39,7 +39,7 @@ pub(super) fn shares(report: &Report) -> String {
             let whole = [
                 seconds(vm.cpu_s),
                 seconds(vm.entitled_s),
-                number(vm.off_percent()),
+                vm.off_percent().map_or_else(none, number),
             ];
             summary.push(name().into_iter().chain(whole).collect());
             for sample in line {

@@ -29,7 +29,7 @@ fn sample(scale: f64, name: &str) -> Report {
             seconds: 2.0 * scale,
             vcpus_are: "KVM (works)".to_owned(),
             vms: vec![vm(1.0, name.to_owned()), vm(-1.0, "vm1".to_owned())],
-            share_deviation_percent: drift * 50.0 * scale,
+            share_deviation_percent: (scale > 0.0).then_some(drift * 50.0),
             counters: RunCounters {
                 requests: of(400),
                 grants: of(398),

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use crate::demo::digits::grouped;
+use crate::demo::digits;
 
 /// Between the thousands of a number: narrow, and no place to break a line.
 const GAP: char = '\u{202f}';
@@ -27,14 +27,17 @@ pub(super) fn table_of(caption: &str, head: &[&str], rows: &[Vec<String>]) -> St
     table + "</tbody></table></div>"
 }
 
+/// `1 VM`, `2 VMs`.
 pub(super) fn plural(count: usize, noun: &str) -> String {
     format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
 }
 
+/// A count, its thousands apart.
 pub(super) fn count(value: u64) -> String {
-    grouped(&value.to_string(), GAP)
+    digits::grouped(&value.to_string(), GAP)
 }
 
+/// Seconds to the millisecond.
 pub(super) fn seconds(value: f64) -> String {
     if value.is_finite() {
         format!("{value:.3}")
@@ -45,19 +48,12 @@ pub(super) fn seconds(value: f64) -> String {
 
 /// A number to three digits or more, its thousands apart; a dash where there is none.
 pub(super) fn number(value: f64) -> String {
-    if !value.is_finite() {
-        return "–".to_owned();
-    }
-    let size = value.abs();
-    let digits = match size {
-        _ if size < 1e-9 => return "0".to_owned(),
-        _ if size >= 99.95 => format!("{size:.0}"),
-        _ if size >= 9.995 => format!("{size:.1}"),
-        _ => format!("{size:.2}"),
-    };
-    let is_zero = digits.bytes().all(|digit| matches!(digit, b'0' | b'.'));
-    let sign = if value < 0.0 && !is_zero { "−" } else { "" };
-    format!("{sign}{}", grouped(&digits, GAP))
+    digits::number(value, GAP)
+}
+
+/// In place of a figure that there is not.
+pub(super) fn none() -> String {
+    "–".to_owned()
 }
 
 /// The same for an axis: no zeros that say nothing.
@@ -91,16 +87,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_read_well() {
-        assert_eq!(number(0.0), "0");
-        assert_eq!(number(-0.0004), "0.00");
-        assert_eq!(number(9.996), "10.0");
-        assert_eq!(number(-12.34), "−12.3");
-        assert_eq!(number(1_234_567.8), "1\u{202f}234\u{202f}568");
-        assert_eq!(number(f64::NAN), "–");
-        assert_eq!(
-            (tick(2.0), tick(0.5), tick(100.0)),
-            ("2".into(), "0.5".into(), "100".into())
-        );
+    fn axes_say_no_needless_zeros() {
+        assert_eq!(tick(2.0), "2");
+        assert_eq!(tick(0.5), "0.5");
+        assert_eq!(tick(100.0), "100");
+        assert_eq!(tick(-20_000.0), "−20\u{202f}000");
     }
 }
