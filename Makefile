@@ -5,7 +5,7 @@ export PATH := $(PATH):$(HOME)/.cargo/bin
 
 # Over-committed VMs with and without eCS. Options: make demo ARGS="--seconds 5 --vcpus 4"
 demo: setup
-	cargo build --release -p vmm-ecs -p ecs-exporter
+	@cargo build --release -p vmm-ecs -p ecs-exporter
 	@target/release/vmm-ecs demo $(ARGS)
 
 # Everything this machine can check; what it cannot is listed at the end.

@@ -277,8 +277,9 @@ fn start_controller(config: &Config) -> Result<Arc<dyn Controller>, DaemonError>
     });
     match started {
         Ok(controller) => Ok(Arc::new(controller)),
-        // Only what this host cannot do is a reason to observe: not a mistake in the configuration.
-        Err(error @ StartError::Agent { .. }) if config.controller == ControllerChoice::Auto => {
+        // Only what this host does not allow is a reason to observe: not a mistake in the
+        // configuration, nor another daemon on the same CPUs.
+        Err(error) if config.controller == ControllerChoice::Auto && error.is_not_allowed() => {
             tracing::warn!(
                 error = format!("{:#}", anyhow::Error::from(error)),
                 "This host does not let vmm-ecs steer: observing only"

@@ -8,6 +8,7 @@ use ecs_stats::{
 use crate::Host;
 use crate::state::{State, VmEntry};
 use crate::sys::now_ns;
+use crate::threads::ThreadStat;
 
 pub(crate) fn snapshot(state: &State, host: &Host) -> Snapshot {
     let mut vms: Vec<VmStats> = state.vms.iter().flatten().map(vm_stats).collect();
@@ -108,11 +109,13 @@ fn vm_stats(vm: &VmEntry) -> VmStats {
             .zip(0u32..)
             .filter_map(|(vcpu, number)| {
                 let vcpu = vcpu.as_ref()?;
+                let now = vcpu.stat.as_ref().and_then(ThreadStat::cpu_and_delay_ns);
+                let (cpu_ns, delay_ns) = now.unwrap_or(vcpu.kernel_ns);
                 Some(VcpuStats {
                     vcpu: number,
                     tid: vcpu.tid.cast_unsigned(),
-                    cpu_ns: vcpu.kernel_ns.0,
-                    delay_ns: vcpu.kernel_ns.1,
+                    cpu_ns,
+                    delay_ns,
                     grants: vcpu.grants,
                     preemptions: vcpu.preemptions,
                     critical_preemptions: vcpu.critical_preemptions,

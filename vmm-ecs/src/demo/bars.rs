@@ -2,7 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::measure::{Bench, RunReport, VmRun};
+use super::figures::{RunReport, VmRun};
+use super::measure::Bench;
 use super::{Arm, DemoOptions, Report, Scenario, compare, find};
 
 /// One promise, what was measured, and whether it holds.

@@ -2,17 +2,19 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::PathBuf;
-use std::process::{Child, ChildStdin, Command, Stdio};
-use std::sync::mpsc::{self, Receiver};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, bail};
 use ecs_microvm::{Guest, Progress, VmConfig, VmReport, Workload};
-use ecs_policy::{Claim, split_fairly};
 use ecs_sched::sys::CpuSet;
-use ecs_stats::{Snapshot, VmStats, read_snapshot};
-use serde::{Deserialize, Serialize};
+use ecs_stats::{Snapshot, read_snapshot};
 
+use super::figures::{RunReport, Timeline, summary, vm_name};
+use super::process::{Exporter, Guarded, Message, VmProcess, last_word};
 use super::{Arm, DemoOptions, PATIENCE, Scenario};
 use crate::config::{ConfigFile, VmSection};
 
@@ -20,225 +22,6 @@ use crate::config::{ConfigFile, VmSection};
 const LONGEST_MS: u64 = 3_600_000;
 /// Time between two points of the plots.
 const SAMPLE: Duration = Duration::from_millis(200);
-
-/// What one run of one arm gave.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
-pub(crate) struct RunReport {
-    /// Length, s.
-    pub(crate) seconds: f64,
-    /// How the vCPUs were run, and why so.
-    pub(crate) vcpus_are: String,
-    /// The VMs, in order.
-    pub(crate) vms: Vec<VmRun>,
-    /// Largest deviation of a VM's CPU time from its entitlement, percent of the entitlement. None
-    /// for a run so short that the daemon, which books CPU time once a second, booked none.
-    pub(crate) share_deviation_percent: Option<f64>,
-    /// Counters of all VMs, over the run.
-    pub(crate) counters: RunCounters,
-    /// CPU time of the controller's threads, percent of one CPU, a managed pCPU.
-    pub(crate) controller_cpu_percent: f64,
-    /// Median of the decision time, ns: upper bound of its histogram bucket.
-    pub(crate) decision_median_ns: u64,
-    /// Controller that ran.
-    pub(crate) controller: String,
-}
-
-impl RunReport {
-    /// Lock operations a second of all VMs.
-    pub(crate) fn ops_per_s(&self) -> f64 {
-        self.vms.iter().map(|vm| vm.ops_per_s).sum()
-    }
-
-    /// Preemptions a second.
-    pub(crate) fn preemptions_per_s(&self) -> f64 {
-        self.per_second(self.counters.preemptions as f64)
-    }
-
-    /// Preemptions inside a section, a second.
-    pub(crate) fn critical_preemptions_per_s(&self) -> f64 {
-        self.per_second(self.counters.critical_preemptions as f64)
-    }
-
-    /// Time that sections were held up by preemptions, ms a second.
-    pub(crate) fn stalled_ms_per_s(&self) -> f64 {
-        self.per_second(self.counters.critical_stall_us as f64 / 1e3)
-    }
-
-    /// Hand-over of the lock in the VM where it takes longest, us: median and 99th percentile.
-    /// None if no VM handed a lock to a waiter.
-    pub(crate) fn handoff_us(&self) -> Option<(f64, f64)> {
-        let slowest = |of: fn(&VmRun) -> f64| self.vms.iter().map(of).fold(0.0, f64::max);
-        let (median, slow) = (slowest(|vm| vm.handoff_us.0), slowest(|vm| vm.handoff_us.1));
-        (slow > 0.0).then_some((median, slow))
-    }
-
-    fn per_second(&self, count: f64) -> f64 {
-        if self.seconds > 0.0 {
-            count / self.seconds
-        } else {
-            0.0
-        }
-    }
-}
-
-/// One VM of a run.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
-pub(crate) struct VmRun {
-    /// Name.
-    pub(crate) name: String,
-    /// Lock operations a second.
-    pub(crate) ops_per_s: f64,
-    /// CPU time received, s.
-    pub(crate) cpu_s: f64,
-    /// CPU time entitled to, s.
-    pub(crate) entitled_s: f64,
-    /// Waiters found asleep although their wait had ended.
-    pub(crate) lost_wakeups: u64,
-    /// Time a released lock took to its next owner, where that one waited, us: median and 99th
-    /// percentile. Zeros where none waited.
-    pub(crate) handoff_us: (f64, f64),
-    /// Over time: seconds since the start, lock operations a second, CPU seconds received so far.
-    pub(crate) timeline: Timeline,
-}
-
-impl VmRun {
-    /// CPU time received, away from what it was entitled to, percent of that; above 0 is too much.
-    /// None where no CPU time was booked.
-    pub(crate) fn off_percent(&self) -> Option<f64> {
-        (self.entitled_s > 0.0).then(|| (self.cpu_s / self.entitled_s - 1.0) * 100.0)
-    }
-}
-
-/// Counters of all VMs over a run.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct RunCounters {
-    pub(crate) requests: u64,
-    pub(crate) grants: u64,
-    pub(crate) denials: u64,
-    pub(crate) yielded: u64,
-    pub(crate) expired: u64,
-    pub(crate) revoked: u64,
-    pub(crate) aborted: u64,
-    pub(crate) preemptions: u64,
-    pub(crate) critical_preemptions: u64,
-    pub(crate) critical_stall_us: u64,
-    pub(crate) stepped_aside: u64,
-    pub(crate) extension_us: u64,
-    pub(crate) rotations: u64,
-    pub(crate) doorbells: u64,
-}
-
-impl RunCounters {
-    fn of(snapshot: &Snapshot) -> Self {
-        let sum = |field: fn(&VmStats) -> u64| snapshot.vms.iter().map(field).sum::<u64>();
-        Self {
-            requests: sum(|vm| vm.requests),
-            grants: sum(|vm| vm.grants.total()),
-            denials: sum(|vm| vm.denials.total()),
-            yielded: sum(|vm| vm.ended.yielded),
-            expired: sum(|vm| vm.ended.expired),
-            revoked: sum(|vm| vm.ended.revoked),
-            aborted: sum(|vm| vm.ended.aborted),
-            preemptions: sum(|vm| vm.preemptions),
-            critical_preemptions: sum(|vm| vm.critical_preemptions.total()),
-            critical_stall_us: sum(|vm| vm.critical_stall_ns) / 1000,
-            stepped_aside: sum(|vm| vm.stepped_aside),
-            extension_us: sum(|vm| vm.extension_ns) / 1000,
-            rotations: snapshot.host.rotations,
-            doorbells: snapshot.host.doorbells,
-        }
-    }
-
-    fn since(&self, before: &Self) -> Self {
-        Self {
-            requests: self.requests - before.requests,
-            grants: self.grants - before.grants,
-            denials: self.denials - before.denials,
-            yielded: self.yielded - before.yielded,
-            expired: self.expired - before.expired,
-            revoked: self.revoked - before.revoked,
-            aborted: self.aborted - before.aborted,
-            preemptions: self.preemptions - before.preemptions,
-            critical_preemptions: self.critical_preemptions - before.critical_preemptions,
-            critical_stall_us: self.critical_stall_us - before.critical_stall_us,
-            stepped_aside: self.stepped_aside - before.stepped_aside,
-            extension_us: self.extension_us - before.extension_us,
-            rotations: self.rotations - before.rotations,
-            doorbells: self.doorbells - before.doorbells,
-        }
-    }
-}
-
-/// A process of ours; it does not outlive us.
-#[derive(Debug)]
-pub(crate) struct Guarded {
-    child: Child,
-}
-
-impl Guarded {
-    /// Asks it to end, and waits; ends it if it does not.
-    fn end(&mut self) {
-        // SIGTERM by way of its pid: it is our child and has not been waited for.
-        let pid = self.child.id().to_string();
-        let _ = Command::new("kill").arg(pid).stderr(Stdio::null()).status();
-        let deadline = Instant::now() + Duration::from_secs(5);
-        while Instant::now() < deadline {
-            if let Ok(Some(_)) = self.child.try_wait() {
-                return;
-            }
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-impl Drop for Guarded {
-    fn drop(&mut self) {
-        if let Ok(None) = self.child.try_wait() {
-            self.end();
-        }
-    }
-}
-
-/// The exporter, while it runs.
-#[derive(Debug)]
-pub(crate) struct Exporter {
-    _process: Guarded,
-    /// Where it serves metrics.
-    pub(crate) address: String,
-}
-
-/// What a VM says, a line each.
-#[derive(Debug)]
-enum Message {
-    Ready,
-    Progress(Progress),
-    Final(Box<VmReport>),
-}
-
-impl Message {
-    fn parse(line: &str) -> Option<Self> {
-        let value: serde_json::Value = serde_json::from_str(line).ok()?;
-        if value.get("ready").is_some() {
-            Some(Self::Ready)
-        } else if value.get("final").is_some() {
-            serde_json::from_value(value)
-                .ok()
-                .map(|report| Self::Final(Box::new(report)))
-        } else {
-            serde_json::from_value(value).ok().map(Self::Progress)
-        }
-    }
-}
-
-/// A VM of a run, as a process.
-struct VmProcess {
-    name: String,
-    process: Guarded,
-    stdin: ChildStdin,
-    messages: Receiver<Message>,
-}
 
 /// Runs scenarios, one at a time.
 #[derive(Debug)]
@@ -250,6 +33,8 @@ pub(crate) struct Bench {
     scenario: Scenario,
     /// Measured once: every VM of every arm does the same work.
     iterations_per_us: f64,
+    /// Set by SIGINT and SIGTERM.
+    stop: Arc<AtomicBool>,
 }
 
 impl Bench {
@@ -260,6 +45,11 @@ impl Bench {
                 .map_err(|part| anyhow!("{list:?} is no list of CPUs at {part:?}"))?,
             None => CpuSet::of_thread(0).context("Cannot read which CPUs we may use")?,
         };
+        let stop = Arc::new(AtomicBool::new(false));
+        for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
+            signal_hook::flag::register(signal, stop.clone())
+                .context("Cannot listen to signals")?;
+        }
         Ok(Self {
             dir: tempfile::Builder::new().prefix("vmm-ecs-demo-").tempdir()?,
             program: std::env::current_exe().context("Cannot find our own program")?,
@@ -267,17 +57,13 @@ impl Bench {
             mechanism: options.mechanism.clone(),
             scenario: options.scenario.clone(),
             iterations_per_us: ecs_microvm::work::calibrate(),
+            stop,
         })
     }
 
     /// Number of CPUs it uses.
     pub(crate) fn nr_pcpus(&self) -> usize {
         self.pcpus.cpus().len()
-    }
-
-    /// Where the report goes if nobody says otherwise: it must outlive the demo.
-    pub(crate) fn report_path(&self) -> PathBuf {
-        std::env::temp_dir().join("vmm-ecs-demo.html")
     }
 
     fn stats_socket(&self) -> PathBuf {
@@ -496,6 +282,9 @@ impl Bench {
         let mut last: Vec<(f64, u64)> = vec![(0.0, 0); vms.len()];
         let end = Instant::now() + Duration::from_secs_f64(scenario.seconds);
         while Instant::now() < end {
+            if self.interrupted() {
+                bail!("Interrupted");
+            }
             std::thread::sleep(SAMPLE.min(end.saturating_duration_since(Instant::now())));
             for ((vm, timeline), last) in vms.iter().zip(&mut timelines).zip(&mut last) {
                 for message in vm.messages.try_iter() {
@@ -524,74 +313,14 @@ impl Bench {
         for vm in &mut vms {
             vm.stdin.write_all(b"go\n")?;
         }
-        loop {
-            std::thread::park();
+        while !self.interrupted() {
+            std::thread::sleep(SAMPLE);
         }
+        Ok(())
     }
-}
 
-type Timeline = Vec<(f64, f64, f64)>;
-
-/// What the daemon's counters say about a run.
-fn summary(scenario: &Scenario, before: &Snapshot, after: &Snapshot) -> anyhow::Result<RunReport> {
-    let seconds = (after.taken_ns - before.taken_ns) as f64 / 1e9;
-    let cpu_ns = |snapshot: &Snapshot, name: &str| -> Option<u64> {
-        let vm = snapshot.vms.iter().find(|vm| vm.name == name)?;
-        Some(vm.vcpus.iter().map(|vcpu| vcpu.cpu_ns).sum())
-    };
-    let mut vms = Vec::new();
-    let mut claims = Vec::new();
-    for index in 0..scenario.vms {
-        let name = vm_name(index);
-        let (Some(first), Some(last)) = (cpu_ns(before, &name), cpu_ns(after, &name)) else {
-            bail!("The daemon lost sight of {name}");
-        };
-        let received_ns = last.saturating_sub(first);
-        claims.push(Claim {
-            weight: scenario.weights.get(index).copied().unwrap_or(100),
-            // Every vCPU of the demo's workloads always has work.
-            demand_ns: (after.taken_ns - before.taken_ns) * scenario.vcpus as u64,
-            entitled_ns: 0,
-        });
-        vms.push(VmRun {
-            name,
-            cpu_s: received_ns as f64 / 1e9,
-            ..VmRun::default()
-        });
+    /// Whether somebody asked the demo to end: then every process of it ends with it.
+    fn interrupted(&self) -> bool {
+        self.stop.load(Ordering::Acquire)
     }
-    let received_ns = (vms.iter().map(|vm| vm.cpu_s).sum::<f64>() * 1e9).round();
-    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
-    split_fairly(received_ns as u64, &mut claims);
-    for (vm, claim) in vms.iter_mut().zip(claims) {
-        vm.entitled_s = claim.entitled_ns as f64 / 1e9;
-    }
-    let off = vms.iter().filter_map(VmRun::off_percent).map(f64::abs);
-    let worst = off.reduce(f64::max);
-    let controller_ns = after.host.controller_cpu_ns - before.host.controller_cpu_ns;
-    let nr_pcpus = after.host.pcpus.len().max(1) as f64;
-    Ok(RunReport {
-        seconds,
-        vms,
-        share_deviation_percent: worst,
-        counters: RunCounters::of(after).since(&RunCounters::of(before)),
-        controller_cpu_percent: controller_ns as f64 / 1e9 / seconds / nr_pcpus * 100.0,
-        decision_median_ns: after.host.decision.quantile_ns(0.5).unwrap_or_default(),
-        controller: format!("{} {}", after.host.controller, after.host.mechanism),
-        vcpus_are: String::new(),
-    })
-}
-
-fn last_word(messages: &Receiver<Message>) -> Option<Box<VmReport>> {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        match messages.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-            Ok(Message::Final(report)) => return Some(report),
-            Ok(_) => {}
-            Err(_) => return None,
-        }
-    }
-}
-
-fn vm_name(index: usize) -> String {
-    format!("vm{index}")
 }

@@ -7,8 +7,10 @@
 mod arm;
 mod bars;
 mod digits;
+mod figures;
 mod html;
 mod measure;
+mod process;
 mod table;
 
 use std::io::Write;
@@ -20,7 +22,8 @@ use serde::{Deserialize, Serialize};
 
 pub(crate) use arm::Arm;
 pub(crate) use bars::run_bars;
-use measure::{Bench, RunReport};
+use figures::RunReport;
+use measure::Bench;
 
 /// What the VMs do, and how long.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -185,9 +188,7 @@ pub(crate) fn run(options: &DemoOptions) -> anyhow::Result<()> {
         Err(error) => say(&format!("No live metrics: {error:#}")),
     }
     let report = compare(&bench, options, &say)?;
-    let html = options.html.clone().unwrap_or_else(|| bench.report_path());
-    std::fs::write(&html, html::render(&report))
-        .with_context(|| format!("Cannot write the report {}", html.display()))?;
+    let html = write_html(options.html.as_deref(), &html::render(&report))?;
     if let Some(path) = &options.json {
         write_json(path, &report)?;
     }
@@ -215,6 +216,25 @@ pub(crate) fn write_json(path: &Path, found: &impl Serialize) -> anyhow::Result<
     std::fs::write(path, text).with_context(|| format!("Cannot write {}", path.display()))
 }
 
+/// Writes the report where it was asked for, or to a file of its own that stays.
+fn write_html(path: Option<&Path>, text: &str) -> anyhow::Result<PathBuf> {
+    match path {
+        Some(path) => {
+            std::fs::write(path, text)
+                .with_context(|| format!("Cannot write the report {}", path.display()))?;
+            Ok(path.to_owned())
+        }
+        None => {
+            let mut file = tempfile::Builder::new()
+                .prefix("vmm-ecs-demo-")
+                .suffix(".html")
+                .tempfile()?;
+            file.write_all(text.as_bytes())?;
+            Ok(file.keep()?.1)
+        }
+    }
+}
+
 /// Runs every arm of a scenario, interleaved.
 pub(crate) fn compare(
     bench: &Bench,
@@ -226,8 +246,10 @@ pub(crate) fn compare(
         bail!("A demo needs at least one VM, one vCPU and one run");
     }
     let machine = Machine::read();
+    // More vCPUs than CPUs would slow a VM down by itself.
     let alone = Scenario {
         vms: 1,
+        vcpus: scenario.vcpus.min(bench.nr_pcpus()),
         ..scenario.clone()
     };
     let nr_alone = if options.alone {

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use super::digits::{number, whole};
-use super::measure::RunReport;
+use super::figures::RunReport;
 use super::{ArmReport, Report};
 
 /// Between the thousands of a number: a terminal may not know a narrow one.
@@ -141,7 +141,7 @@ fn thousands(value: f64) -> String {
 mod tests {
     use super::*;
     use crate::demo::Arm;
-    use crate::demo::measure::VmRun;
+    use crate::demo::figures::VmRun;
 
     fn arm(arm: Arm, handoffs_us: &[[(f64, f64); 2]]) -> ArmReport {
         let run = |vms: &[(f64, f64); 2]| RunReport {

@@ -115,6 +115,18 @@ pub enum StartError {
     Supervisor(#[source] std::io::Error),
 }
 
+impl StartError {
+    /// Whether this process may not steer here, as opposed to a mistake or a conflict.
+    #[must_use]
+    pub fn is_not_allowed(&self) -> bool {
+        match self {
+            Self::Agent { .. } => true,
+            Self::CpuTaken { source, .. } => source.kind() != std::io::ErrorKind::AddrInUse,
+            _ => false,
+        }
+    }
+}
+
 /// What the controller needs to know at its start.
 #[derive(Debug, Clone)]
 pub struct UserspaceConfig {

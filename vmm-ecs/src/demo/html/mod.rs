@@ -10,7 +10,7 @@ mod text;
 
 use std::fmt::Write;
 
-use super::measure::RunReport;
+use super::figures::RunReport;
 use super::{Arm, Report};
 use plot::{
     CRITICAL, DOT, ECS, INK, MARK, NEUTRAL, Row, SQUARE, bars_figure, dark_plots, key, legend,

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use super::plot::{DASH, NEUTRAL, VMS, key, legend, lines_figure};
 use super::text::{none, number, seconds, table_of};
 use crate::demo::Report;
-use crate::demo::measure::{RunReport, VmRun};
+use crate::demo::figures::{RunReport, VmRun};
 
 /// The whole section.
 pub(super) fn shares(report: &Report) -> String {

@@ -3,7 +3,7 @@
 
 use super::plot::{VMS, hex};
 use super::*;
-use crate::demo::measure::{RunCounters, VmRun};
+use crate::demo::figures::{RunCounters, VmRun};
 use crate::demo::{ArmReport, Machine, Scenario};
 
 /// A report as two VMs on two CPUs give it; `scale` 0 is one of nothing but zeros.
