@@ -223,10 +223,40 @@ pub fn restore(path: &Path) -> Result<usize, JournalError> {
 
 /// Time without a sign of life after which the daemon counts as hung, ms.
 pub const WATCHDOG_TIMEOUT_MS: i32 = 2_000;
+/// Time without a sign of life after which the watchdog looks whether the daemon is being killed,
+/// ms: five beats.
+const WATCHDOG_LOOK_MS: i32 = 100;
 
-/// Body of the watchdog process: waits until `alive` (a pipe the daemon writes to) ends or stays
-/// silent for [`WATCHDOG_TIMEOUT_MS`], then kills what is left of the daemon and puts every thread
-/// back. Runs above every steered thread, and touches nothing else.
+/// Whether a process is gone, or is being killed.
+///
+/// The pipe of a killed daemon ends with its last thread. Its ordinary threads need the CPU to die,
+/// and its last real-time vCPUs have the CPUs to themselves: that takes up to a second, which is
+/// what the kernel makes ordinary threads wait for. The threads that steer outrank the vCPUs and
+/// are dead at once.
+fn is_dying(pid: u32) -> bool {
+    /// PF_EXITING among the flags of a task.
+    const EXITING: u64 = 0x4;
+    /// SIGKILL in a mask of signals.
+    const KILL: u64 = 1 << (libc::SIGKILL - 1);
+    let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else {
+        return true;
+    };
+    // The name, in parentheses, may hold anything; field 3, the state, is the first after it.
+    let Some((_, rest)) = stat.rsplit_once(')') else {
+        return false;
+    };
+    let fields: Vec<&str> = rest.split_whitespace().collect();
+    let has = |number: usize, bit: u64| {
+        let mask = fields.get(number - 3).and_then(|mask| mask.parse().ok());
+        mask.is_some_and(|mask: u64| mask & bit != 0)
+    };
+    // Flags are field 9, signals that wait for the thread field 31.
+    matches!(fields.first(), Some(&("Z" | "X"))) || has(9, EXITING) || has(31, KILL)
+}
+
+/// Body of the watchdog process: waits until `alive` (a pipe the daemon writes to) ends or the
+/// daemon is being killed; if the pipe stays silent for [`WATCHDOG_TIMEOUT_MS`], kills the daemon
+/// itself. Then puts every thread back. Runs above every steered thread, and touches nothing else.
 ///
 /// # Errors
 /// If the journal cannot be read.
@@ -234,7 +264,7 @@ pub fn watch(mut alive: File, daemon: u32, journal: &Path) -> Result<usize, Jour
     // Without the right to it, the watchdog still works, only later.
     let _ = SchedAttr::fifo(crate::userspace::PRIORITY_WATCHDOG).set(0);
     let mut buffer = [0u8; 64];
-    let mut killed = false;
+    let mut silent_ms = 0;
     loop {
         let mut poll = libc::pollfd {
             fd: alive.as_raw_fd(),
@@ -242,20 +272,24 @@ pub fn watch(mut alive: File, daemon: u32, journal: &Path) -> Result<usize, Jour
             revents: 0,
         };
         // SAFETY: `poll` is valid for reads and writes of its one entry.
-        match unsafe { libc::poll(&raw mut poll, 1, WATCHDOG_TIMEOUT_MS) } {
-            // The kill shows in the pipe once every thread of the daemon is gone.
-            0 if killed => break,
+        match unsafe { libc::poll(&raw mut poll, 1, WATCHDOG_LOOK_MS) } {
+            0 if is_dying(daemon) => break,
             0 => {
-                tracing::error!(daemon, "The daemon hangs: ending it");
-                killed = true;
-                // SAFETY: kill has no memory preconditions; the daemon is our parent, so its id
-                // cannot have been reused while the pipe is open.
-                unsafe { libc::kill(daemon.cast_signed(), libc::SIGKILL) };
+                silent_ms += WATCHDOG_LOOK_MS;
+                if silent_ms == WATCHDOG_TIMEOUT_MS {
+                    tracing::error!(daemon, "The daemon hangs: ending it");
+                    // SAFETY: kill has no memory preconditions; the daemon is our parent, so its id
+                    // cannot have been reused while the pipe is open.
+                    unsafe { libc::kill(daemon.cast_signed(), libc::SIGKILL) };
+                } else if silent_ms >= 2 * WATCHDOG_TIMEOUT_MS {
+                    // It cannot even be killed.
+                    break;
+                }
             }
             n if n < 0 => {}
             _ => match alive.read(&mut buffer) {
                 Ok(0) => break,
-                Ok(_) => {}
+                Ok(_) => silent_ms = 0,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(_) => break,
             },
@@ -283,6 +317,21 @@ mod tests {
             ..Record::of(crate::sys::gettid()).unwrap()
         };
         assert!(!record.restore().unwrap());
+    }
+
+    #[test]
+    fn a_process_that_is_killed_is_told_from_one_that_lives() {
+        assert!(!is_dying(std::process::id()));
+        assert!(is_dying(u32::MAX >> 2), "no such process");
+        let mut child = std::process::Command::new("sleep")
+            .arg("60")
+            .spawn()
+            .unwrap();
+        assert!(!is_dying(child.id()));
+        child.kill().unwrap();
+        // Not yet waited for: it is dying, or a zombie.
+        assert!(is_dying(child.id()));
+        child.wait().unwrap();
     }
 
     #[test]

@@ -149,6 +149,8 @@ pub(crate) struct VmEntry {
     pub(crate) policy: Vm,
     pub(crate) vcpus: Vec<Option<Vcpu>>,
     pub(crate) running: VcpuSet,
+    /// Turns for which it still counts as lock-bound.
+    pub(crate) lock_bound: u32,
     /// One of its vCPUs stepped aside for a head that is off the CPU.
     pub(crate) stuck: bool,
     /// What each vCPU was doing when it was read last. The words of a vCPU stand still while it is
@@ -176,6 +178,7 @@ impl VmEntry {
             policy,
             vcpus: Vec::new(),
             running: VcpuSet::default(),
+            lock_bound: 0,
             stuck: false,
             snaps: Vec::new(),
             preemptions: 0,

@@ -22,6 +22,7 @@
 //! It moves no vCPU between pCPUs while it runs, and steers no thread that is not a vCPU.
 
 mod agent;
+mod apart;
 mod mechanism;
 mod release;
 mod role;

@@ -4,10 +4,11 @@
 
 use ecs_abi::{VIRTIO_ECS_YIELD_HOPELESS, VIRTIO_ECS_YIELD_RELEASE};
 use ecs_policy::{
-    Candidate, Decision, Event, Input, Leave, Queue, Rank, Turn, Wait, is_dirty, is_urgent, pick,
-    queue_of,
+    Candidate, Decision, Event, Input, Leave, Params, Queue, Rank, Turn, Wait, is_dirty, is_urgent,
+    pick, queue_of,
 };
 
+use super::apart;
 use super::mechanism::{Mechanism, Role};
 use super::release::{RELEASED_NS, pcpu_is_quiet, release, stays_released, take_back};
 use super::role::assign;
@@ -95,7 +96,7 @@ pub(crate) fn step(state: &mut State, look: &Look<'_>) -> u64 {
             stay(state, look, id, turn, for_ns)
         }
         Next::Rotate { from, again, force } => {
-            let chosen = force.or_else(|| choose(state, look.pcpu, from, again));
+            let chosen = force.or_else(|| choose(state, look, from, again));
             state
                 .host
                 .decision
@@ -213,6 +214,7 @@ fn decide(state: &mut State, look: &Look<'_>, current: VcpuId, mut turn: Turn) -
         vm.snap(current.vcpu),
         queue_of(current.vcpu, &vm.snaps, &vm.running),
     );
+    apart::note(vm, queue);
     let dirty = params.queue_rules && is_dirty(&vm.snaps, &vm.running);
     let Some(vcpu) = vm.vcpus.get_mut(current.vcpu).and_then(Option::as_mut) else {
         return Next::Rotate {
@@ -277,7 +279,7 @@ fn decide(state: &mut State, look: &Look<'_>, current: VcpuId, mut turn: Turn) -
             for_ns,
         },
         Decision::Renew => {
-            let turn = begin(state, look.pcpu, current, 0);
+            let turn = begin(state, look, current, 0);
             match turn {
                 Some(turn) => Next::Stay {
                     id: current,
@@ -293,7 +295,7 @@ fn decide(state: &mut State, look: &Look<'_>, current: VcpuId, mut turn: Turn) -
         }
         Decision::Leave(leave) => {
             let again = !matches!(leave, Leave::Blocked | Leave::Hopeless);
-            let chosen = choose_among(state, &others, again.then_some(current));
+            let chosen = choose_among(state, look, &others, again.then_some(current));
             if leave == Leave::Hopeless {
                 hurry_head(state, look.pcpu, current.vm);
             }
@@ -364,17 +366,22 @@ fn note_quiet(state: &mut State, pcpu: usize, input: &Input, decision: &Decision
     }
 }
 
-fn choose(state: &mut State, pcpu: usize, from: Option<VcpuId>, again: bool) -> Option<VcpuId> {
-    let others = runnable(state, pcpu, from);
-    choose_among(state, &others, from.filter(|_| again))
+fn choose(state: &mut State, look: &Look<'_>, from: Option<VcpuId>, again: bool) -> Option<VcpuId> {
+    let others = runnable(state, look.pcpu, from);
+    choose_among(state, look, &others, from.filter(|_| again))
 }
 
-fn choose_among(state: &State, others: &[Runnable], again: Option<VcpuId>) -> Option<VcpuId> {
+fn choose_among(
+    state: &State,
+    look: &Look<'_>,
+    others: &[Runnable],
+    again: Option<VcpuId>,
+) -> Option<VcpuId> {
     let ready = |id| Runnable {
         id,
         rank: Rank::Ready,
     };
-    let candidates: Vec<(VcpuId, Candidate)> = others
+    let mut candidates: Vec<(VcpuId, Candidate)> = others
         .iter()
         .map(|other| Runnable { ..*other })
         .chain(again.map(ready))
@@ -388,6 +395,7 @@ fn choose_among(state: &State, others: &[Runnable], again: Option<VcpuId>) -> Op
             Some((id, candidate))
         })
         .collect();
+    apart::arrange(state, look.pcpu, look.now_ns, &mut candidates);
     let index = pick(
         candidates.iter().map(|(_, candidate)| *candidate),
         &state.params,
@@ -397,13 +405,18 @@ fn choose_among(state: &State, others: &[Runnable], again: Option<VcpuId>) -> Op
 
 // ---- steering ----
 
-fn begin(state: &mut State, pcpu: usize, id: VcpuId, bonus_ns: u64) -> Option<Turn> {
-    let params = state.params;
+fn begin(state: &mut State, look: &Look<'_>, id: VcpuId, bonus_ns: u64) -> Option<Turn> {
+    let slice_ns = apart::aligned_slice_ns(look.now_ns, state.params.slice_ns);
+    let params = Params {
+        slice_ns,
+        ..state.params
+    };
     state.forgo_credit(id.vm, CREDIT_SLICES);
     let vm = state.vms.get_mut(id.vm)?.as_mut()?;
+    vm.lock_bound = vm.lock_bound.saturating_sub(1);
     let vcpu = vm.vcpus.get_mut(id.vcpu)?.as_mut()?;
     let (turn, taken_ns) = Turn::start(&params, &mut vm.policy, &mut vcpu.policy, bonus_ns);
-    if let Some(pcpu) = state.pcpus.get_mut(pcpu) {
+    if let Some(pcpu) = state.pcpus.get_mut(look.pcpu) {
         pcpu.bonus_ns += taken_ns;
         pcpu.vain_rings = 0;
     }
@@ -445,7 +458,7 @@ fn rotate(state: &mut State, look: &Look<'_>, from: Option<VcpuId>, chosen: Opti
         window::close(state, look);
         return IDLE_NS;
     };
-    let turn = begin(state, look.pcpu, chosen, bonus_ns);
+    let turn = begin(state, look, chosen, bonus_ns);
     if let Some(vcpu) = state.vcpu_mut(chosen) {
         // What it ran while it filled in belongs to no turn.
         vcpu.turn_ran_ns = 0;
