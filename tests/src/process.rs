@@ -85,8 +85,12 @@ pub fn children(parent: u32) -> Vec<u32> {
 #[must_use]
 pub fn arguments(pid: u32) -> Vec<String> {
     let text = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-    let parts = text.split(|byte| *byte == 0).filter(|part| !part.is_empty());
-    parts.map(|part| String::from_utf8_lossy(part).into_owned()).collect()
+    let parts = text
+        .split(|byte| *byte == 0)
+        .filter(|part| !part.is_empty());
+    parts
+        .map(|part| String::from_utf8_lossy(part).into_owned())
+        .collect()
 }
 
 /// A child of ours. Dropping it ends it: asked to first, then killed.

@@ -56,8 +56,7 @@ impl Rig {
             return Ok(Err(format!("this user cannot steer vCPUs here:\n{check}")));
         }
         until("CPUs that no other vmm-ecs manages", OTHERS, || {
-            let sockets = fs::read_to_string("/proc/net/unix").unwrap_or_default();
-            (!sockets.contains("@vmm-ecs-cpu")).then_some(())
+            [first, second].into_iter().all(is_free).then_some(())
         })?;
         Ok(Ok(Self {
             dir: tempfile::Builder::new().prefix("ecs-tests-").tempdir()?,
@@ -207,7 +206,12 @@ impl Rig {
     ) -> anyhow::Result<VmStats> {
         let mut last = None;
         until("what is wanted", PATIENCE, || {
-            last = self.snapshot().ok()?.vms.into_iter().find(|stats| stats.name == vm);
+            last = self
+                .snapshot()
+                .ok()?
+                .vms
+                .into_iter()
+                .find(|stats| stats.name == vm);
             last.clone().filter(&wanted)
         })
         .with_context(|| format!("The daemon knows of {vm}: {last:?}"))
@@ -250,6 +254,18 @@ impl Rig {
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(File::create(&log)?);
-        TestVm::new(&config.name, Process::spawn(&config.name, &mut command)?, log)
+        TestVm::new(
+            &config.name,
+            Process::spawn(&config.name, &mut command)?,
+            log,
+        )
+    }
+}
+
+/// Whether no daemon manages a CPU: each holds a lock for every one it does.
+fn is_free(cpu: u32) -> bool {
+    match File::open(format!("/run/vmm-ecs/cpu{cpu}.lock")) {
+        Ok(lock) => lock.try_lock_shared().is_ok(),
+        Err(_) => true,
     }
 }

@@ -40,7 +40,11 @@ impl TestVm {
     /// Takes over a VM that has just been started, and waits until it is ready.
     pub(crate) fn new(name: &str, mut process: Process, log: PathBuf) -> anyhow::Result<Self> {
         let stdin = process.child().stdin.take();
-        let stdout = process.child().stdout.take().context("A VM has no output")?;
+        let stdout = process
+            .child()
+            .stdout
+            .take()
+            .context("A VM has no output")?;
         let said = Arc::new(Mutex::new(Said::default()));
         std::thread::spawn({
             let said = said.clone();

@@ -40,7 +40,12 @@ impl Vms {
             start(NAMES[0], WorkloadKind::Ticket),
             start(NAMES[1], WorkloadKind::Blocking),
         ];
-        let places: [&[u32]; 4] = [&[first, second], &[first, second], &[first], &[first, second]];
+        let places: [&[u32]; 4] = [
+            &[first, second],
+            &[first, second],
+            &[first],
+            &[first, second],
+        ];
         let tids: Vec<Tid> = vms.iter().flat_map(|vm| vm.vcpus().unwrap()).collect();
         assert_eq!(tids.len(), places.len());
         let original: Vec<(Tid, Scheduling)> = tids
@@ -153,6 +158,7 @@ fn sigkill_again_and_again() {
         daemon.signal(Signal::SIGKILL).unwrap();
         vms.wait_until_restored(RESTORED_WITHIN);
         longest = longest.max(start.elapsed());
+        println!("kill {kill}: {:?}", start.elapsed());
         assert_eq!(daemon.wait().unwrap().signal(), Some(9));
         vms.wait_for_work();
     }
@@ -173,7 +179,11 @@ fn sigterm_puts_everything_back_and_cleans_up() {
         // At once: the daemon did it itself.
         assert_eq!(vms.changed(), Vec::<String>::new());
         assert!(!is_alive(watchdog), "the watchdog outlives an orderly end");
-        for socket in [rig.stats_socket(), rig.socket(NAMES[0]), rig.socket(NAMES[1])] {
+        for socket in [
+            rig.stats_socket(),
+            rig.socket(NAMES[0]),
+            rig.socket(NAMES[1]),
+        ] {
             assert!(!socket.exists(), "{} is left behind", socket.display());
         }
         vms.wait_for_work();
@@ -224,9 +234,15 @@ fn end_both(daemon: &mut Daemon) {
     let watchdog = daemon.watchdog().unwrap();
     // Or it would start another one.
     daemon.signal(Signal::SIGSTOP).unwrap();
-    until("the daemon stopped", PATIENCE, || is_stopped(daemon.pid()).then_some(())).unwrap();
+    until("the daemon stopped", PATIENCE, || {
+        is_stopped(daemon.pid()).then_some(())
+    })
+    .unwrap();
     signal(watchdog, Signal::SIGKILL).unwrap();
-    until("the end of the watchdog", PATIENCE, || (!is_alive(watchdog)).then_some(())).unwrap();
+    until("the end of the watchdog", PATIENCE, || {
+        (!is_alive(watchdog)).then_some(())
+    })
+    .unwrap();
     daemon.signal(Signal::SIGKILL).unwrap();
     daemon.wait().unwrap();
 }
@@ -237,14 +253,21 @@ fn restore_puts_back_what_nobody_else_did() {
     let vms = Vms::start(&rig);
     let mut daemon = start(&rig, &vms);
     end_both(&mut daemon);
-    assert_eq!(vms.changed().len(), 4, "nobody should have put anything back");
+    assert_eq!(
+        vms.changed().len(),
+        4,
+        "nobody should have put anything back"
+    );
 
     let journal = rig.dir().join("threads.journal");
     let mut restore = rig.command();
     restore.arg("restore").arg("--journal").arg(&journal);
     let output = restore.output().unwrap();
     assert!(output.status.success(), "{output:?}");
-    assert_eq!(String::from_utf8_lossy(&output.stdout), "4 threads put back\n");
+    assert_eq!(
+        String::from_utf8_lossy(&output.stdout),
+        "4 threads put back\n"
+    );
     assert_eq!(vms.changed(), Vec::<String>::new());
     // A second time does no harm.
     assert!(restore.status().unwrap().success());
@@ -258,7 +281,11 @@ fn the_next_daemon_puts_back_what_nobody_else_did() {
     let vms = Vms::start(&rig);
     let mut daemon = start(&rig, &vms);
     end_both(&mut daemon);
-    assert_eq!(vms.changed().len(), 4, "nobody should have put anything back");
+    assert_eq!(
+        vms.changed().len(),
+        4,
+        "nobody should have put anything back"
+    );
 
     let mut daemon = start(&rig, &vms);
     daemon.signal(Signal::SIGTERM).unwrap();

@@ -37,6 +37,14 @@ pub(crate) fn account(
         let Some(pcpu) = state.pcpus.get_mut(pcpu) else {
             continue;
         };
+        if id.is_none() {
+            match switch.kind {
+                SwitchKind::In => pcpu.host_since_ns = switch.time_ns,
+                SwitchKind::Preempted | SwitchKind::Blocked => {
+                    pcpu.host_ran_ns += switch.time_ns.saturating_sub(pcpu.host_since_ns);
+                }
+            }
+        }
         if switch.kind == SwitchKind::In {
             let before = std::mem::replace(&mut pcpu.last_tid, switch.tid);
             if before != switch.tid

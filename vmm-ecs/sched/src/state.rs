@@ -306,6 +306,11 @@ pub(crate) struct Pcpu {
     pub(crate) last_tid: Tid,
     /// The vCPU that had the CPU last.
     pub(crate) last: Option<VcpuId>,
+    /// Time threads that are no vCPUs ran in the window, ns, and when the one that runs began to.
+    pub(crate) host_ran_ns: u64,
+    pub(crate) host_since_ns: u64,
+    /// They filled the last window.
+    pub(crate) host_busy: bool,
     /// vCPUs of other pCPUs parked here.
     pub(crate) lodgers: u32,
     /// When the fair window that runs opened; `None` outside of one.
@@ -332,6 +337,9 @@ impl Pcpu {
             released: false,
             last_tid: 0,
             last: None,
+            host_ran_ns: 0,
+            host_since_ns: 0,
+            host_busy: false,
             lodgers: 0,
             window_since_ns: None,
             window_closed_ns: now_ns,

@@ -13,11 +13,15 @@
 use super::mechanism::Role;
 use super::role::{park, unpark};
 use super::step::Look;
-use crate::state::{State, VcpuId};
+use crate::state::{Pcpu, State, VcpuId};
 
 /// Length of a window, and time from the beginning of one to the next: 7 %.
 const WINDOW_NS: u64 = 1_400_000;
 const PERIOD_NS: u64 = 20_000_000;
+/// The same while other threads of the host fill the windows: a third, as one ordinary thread would
+/// get beside two vCPUs.
+const BUSY_WINDOW_NS: u64 = 3_000_000;
+const BUSY_PERIOD_NS: u64 = 9_000_000;
 /// A window waits for a moment when no vCPU is in a section, but not longer than this.
 const LATEST_NS: u64 = 40_000_000;
 
@@ -30,7 +34,7 @@ pub(super) fn window(state: &mut State, look: &Look<'_>, id: VcpuId, extended: b
         return Role::Current;
     }
     match pcpu.window_since_ns {
-        Some(since) if look.now_ns.saturating_sub(since) < WINDOW_NS && !extended => {
+        Some(since) if look.now_ns.saturating_sub(since) < pcpu.window_ns() && !extended => {
             Role::CurrentFair
         }
         Some(_) => {
@@ -41,7 +45,7 @@ pub(super) fn window(state: &mut State, look: &Look<'_>, id: VcpuId, extended: b
             let fresh = pcpu.turn.is_some_and(|turn| turn.is_fresh());
             let closed_ns = look.now_ns.saturating_sub(pcpu.window_closed_ns);
             // Those parked here rely on the real-time class of our current one.
-            let due = pcpu.lodgers == 0 && closed_ns >= PERIOD_NS - WINDOW_NS;
+            let due = pcpu.lodgers == 0 && closed_ns >= pcpu.period_ns() - pcpu.window_ns();
             if fresh && due && (is_clean(state, look.pcpu) || closed_ns >= LATEST_NS) {
                 open(state, look, id);
                 Role::CurrentFair
@@ -55,7 +59,26 @@ pub(super) fn window(state: &mut State, look: &Look<'_>, id: VcpuId, extended: b
 /// Time until the window that is open ends, ns.
 pub(super) fn left_ns(state: &State, look: &Look<'_>) -> Option<u64> {
     let since = state.pcpus.get(look.pcpu)?.window_since_ns?;
-    Some((since + WINDOW_NS).saturating_sub(look.now_ns))
+    let length_ns = state.pcpus.get(look.pcpu)?.window_ns();
+    Some((since + length_ns).saturating_sub(look.now_ns))
+}
+
+impl Pcpu {
+    fn window_ns(&self) -> u64 {
+        if self.host_busy {
+            BUSY_WINDOW_NS
+        } else {
+            WINDOW_NS
+        }
+    }
+
+    fn period_ns(&self) -> u64 {
+        if self.host_busy {
+            BUSY_PERIOD_NS
+        } else {
+            PERIOD_NS
+        }
+    }
 }
 
 /// Ends the window, if one is open.
@@ -63,7 +86,10 @@ pub(super) fn close(state: &mut State, look: &Look<'_>) {
     let Some(pcpu) = state.pcpus.get_mut(look.pcpu) else {
         return;
     };
-    if pcpu.window_since_ns.take().is_some() {
+    if let Some(since) = pcpu.window_since_ns.take() {
+        // Others wanted the CPU if they had it for most of their half.
+        let length_ns = look.now_ns.saturating_sub(since);
+        pcpu.host_busy = std::mem::take(&mut pcpu.host_ran_ns) > length_ns / 3;
         pcpu.window_closed_ns = look.now_ns;
         for member in pcpu.members.clone() {
             unpark(state, member);
@@ -72,7 +98,7 @@ pub(super) fn close(state: &mut State, look: &Look<'_>) {
 }
 
 fn open(state: &mut State, look: &Look<'_>, current: VcpuId) {
-    let steered = |(index, pcpu): (usize, &crate::state::Pcpu)| {
+    let steered = |(index, pcpu): (usize, &Pcpu)| {
         let steady = pcpu.current.is_some() && !pcpu.released && pcpu.window_since_ns.is_none();
         (index != look.pcpu && steady).then_some((index, pcpu.cpu))
     };
@@ -81,6 +107,7 @@ fn open(state: &mut State, look: &Look<'_>, current: VcpuId) {
         return;
     };
     pcpu.window_since_ns = Some(look.now_ns);
+    pcpu.host_ran_ns = 0;
     let Some((host, cpu)) = host else { return };
     for member in pcpu.members.clone() {
         let allowed = state
