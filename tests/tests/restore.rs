@@ -158,7 +158,6 @@ fn sigkill_again_and_again() {
         daemon.signal(Signal::SIGKILL).unwrap();
         vms.wait_until_restored(RESTORED_WITHIN);
         longest = longest.max(start.elapsed());
-        println!("kill {kill}: {:?}", start.elapsed());
         assert_eq!(daemon.wait().unwrap().signal(), Some(9));
         vms.wait_for_work();
     }

@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -198,22 +198,28 @@ fn get(address: &str) -> String {
 #[test]
 fn the_exporter_serves_what_the_daemon_counts() {
     let rig = rig!("the_exporter_serves_what_the_daemon_counts");
-    // Built before the VMs fill every CPU.
-    let exporter = release_program("ecs-exporter").unwrap();
+    // Before the VMs leave cargo little of the CPUs.
+    let program = release_program("ecs-exporter").unwrap();
     let _daemon = rig.steer(&["a", "b"]).unwrap();
     let vms = at_work(&rig);
-    let mut command = Command::new(exporter);
+    let (out, log) = (
+        rig.dir().join("exporter.out"),
+        rig.dir().join("exporter.log"),
+    );
+    let mut command = Command::new(program);
     command
         .args(["serve", "--listen", "127.0.0.1:0", "--stats-socket"])
         .arg(rig.stats_socket())
         .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(File::create(rig.dir().join("exporter.log")).unwrap());
-    let mut exporter = Process::spawn("the exporter", &mut command).unwrap();
-    let mut line = String::new();
-    BufReader::new(exporter.child().stdout.take().unwrap())
-        .read_line(&mut line)
-        .unwrap();
+        .stdout(File::create(&out).unwrap())
+        .stderr(File::create(&log).unwrap());
+    let _exporter = Process::spawn("the exporter", &mut command).unwrap();
+    let line = until("the address of the exporter", PATIENCE, || {
+        let text = fs::read_to_string(&out).unwrap();
+        text.ends_with('\n').then_some(text)
+    });
+    let line =
+        line.unwrap_or_else(|error| panic!("{error}\n{}", fs::read_to_string(&log).unwrap()));
     let address = line.trim().strip_prefix("listening on ").unwrap();
     let granted = |vm: &str| -> Option<f64> {
         let text = get(address);
