@@ -120,7 +120,7 @@ impl Vms {
     }
 
     /// Ends both VMs, which must have kept every promise of a lock. `daemons` served them, one after
-    /// the other, and the guest registered with the first one only.
+    /// the other, and the guest registered with one of them at most.
     fn finish(mut self, daemons: u64) -> [VmReport; 2] {
         self.wait_for_work();
         self.vms.each_mut().map(|vm| {
@@ -128,11 +128,9 @@ impl Vms {
             assert!(report.exclusion_held(), "{report:?}");
             assert_eq!(report.lost_wakeups, 0, "{report:?}");
             let device = report.device.clone().unwrap();
-            assert_eq!(
-                (device.nr_connects, device.nr_registrations),
-                (daemons, 1),
-                "{device:?}"
-            );
+            assert_eq!(device.nr_connects, daemons, "{device:?}");
+            // None if the only daemon was killed before the last vCPU had its answer.
+            assert!(device.nr_registrations <= 1, "{device:?}");
             report
         })
     }

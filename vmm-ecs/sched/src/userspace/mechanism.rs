@@ -67,9 +67,10 @@ impl Mechanism {
             (Self::Rt | Self::RtStrict, Role::Current) | (Self::RtStrict, Role::CurrentFair) => {
                 SchedAttr::fifo(PRIORITY_CURRENT)
             }
-            (Self::Rt | Self::Fair, Role::CurrentFair) | (Self::Fair, Role::Current) => {
-                SchedAttr::other(0)
-            }
+            // Behind every other thread of the host: the window is theirs if they want it, and
+            // waiting vCPUs are parked.
+            (Self::Rt, Role::CurrentFair) => SchedAttr::idle(),
+            (Self::Fair, Role::CurrentFair | Role::Current) => SchedAttr::other(0),
             (Self::RtStrict, Role::Waiting) => SchedAttr::fifo(PRIORITY_WAITING),
             (Self::Rt | Self::Fair, Role::Waiting) => SchedAttr::idle(),
         }

@@ -16,14 +16,14 @@ use super::step::Look;
 use crate::state::{Pcpu, State, VcpuId};
 
 /// Length of a window, and time from the beginning of one to the next: 7 %.
-const WINDOW_NS: u64 = 1_400_000;
-const PERIOD_NS: u64 = 20_000_000;
+const WINDOW_NS: u64 = 1_000_000;
+const PERIOD_NS: u64 = 14_000_000;
 /// The same while other threads of the host fill the windows: a third, as one ordinary thread would
 /// get beside two vCPUs.
 const BUSY_WINDOW_NS: u64 = 3_000_000;
 const BUSY_PERIOD_NS: u64 = 9_000_000;
 /// A window waits for a moment when no vCPU is in a section, but not longer than this.
-const LATEST_NS: u64 = 40_000_000;
+const LATEST_NS: u64 = 24_000_000;
 
 /// Role of the current vCPU now. Opens a window when one is due, and closes the one that is over.
 pub(super) fn window(state: &mut State, look: &Look<'_>, id: VcpuId, extended: bool) -> Role {
