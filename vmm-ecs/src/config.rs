@@ -246,11 +246,7 @@ impl TryFrom<ConfigFile> for Config {
 impl VmSection {
     /// Checks one VM.
     pub(crate) fn check(&self) -> Result<(), ConfigError> {
-        let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
-        let good = (1..=64).contains(&self.name.len())
-            && self.name.chars().all(plain)
-            && self.name.starts_with(|c: char| c.is_ascii_alphanumeric());
-        if !good {
+        if ecs_device::watch::check_name(&self.name).is_err() {
             return Err(ConfigError::VmName(self.name.clone()));
         }
         if !WEIGHT_RANGE.contains(&self.weight) {
