@@ -58,6 +58,8 @@ pub(crate) fn account(
                 count_preemption(state, before);
             }
             if let Some(id) = id {
+                // A short interruption: nobody knows what it was doing then.
+                lost.retain(|(other, _)| *other != id);
                 came(state, id, switch.time_ns);
             }
         } else if let Some(id) = id {

@@ -1,6 +1,7 @@
 //! What one run gave, and how it comes out of the daemon's counters.
 
 use anyhow::bail;
+use ecs_microvm::Progress;
 use ecs_policy::{Claim, split_fairly};
 use ecs_stats::{Snapshot, VmStats};
 use serde::{Deserialize, Serialize};
@@ -9,6 +10,28 @@ use super::Scenario;
 
 /// Over time: seconds since the start, lock operations a second, CPU seconds received so far.
 pub(crate) type Timeline = Vec<(f64, f64, f64)>;
+
+/// Lock operations a second between the first and the last sample; None with less than two.
+pub(super) fn steady_rate(samples: &[Progress]) -> Option<f64> {
+    let (first, last) = (samples.first()?, samples.last()?);
+    (last.t_ms > first.t_ms).then(|| rate(first, last))
+}
+
+/// The samples as points of the plots.
+pub(super) fn timeline(samples: &[Progress]) -> Timeline {
+    let point = |pair: &[Progress]| {
+        let [before, now] = pair else { return None };
+        let cpu_s = now.cpu_ns.iter().sum::<u64>() as f64 / 1e9;
+        Some((now.t_ms as f64 / 1e3, rate(before, now), cpu_s))
+    };
+    samples.windows(2).filter_map(point).collect()
+}
+
+fn rate(before: &Progress, now: &Progress) -> f64 {
+    let ops = |progress: &Progress| progress.ops.iter().sum::<u64>();
+    let ms = now.t_ms.saturating_sub(before.t_ms).max(1);
+    (ops(now) - ops(before)) as f64 * 1e3 / ms as f64
+}
 
 /// What one run of one arm gave.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]

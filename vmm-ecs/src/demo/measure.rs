@@ -13,7 +13,7 @@ use ecs_microvm::{Guest, Progress, VmConfig, VmReport, Workload};
 use ecs_sched::sys::CpuSet;
 use ecs_stats::{Snapshot, read_snapshot};
 
-use super::figures::{RunReport, Timeline, summary, vm_name};
+use super::figures::{RunReport, steady_rate, summary, timeline, vm_name};
 use super::process::{Exporter, Guarded, Message, VmProcess, last_word};
 use super::{Arm, DemoOptions, PATIENCE, Scenario};
 use crate::config::{ConfigFile, VmSection};
@@ -111,8 +111,8 @@ impl Bench {
             vms.iter().map(|vm| last_word(&vm.messages)).collect();
         drop(vms);
         drop(daemon);
-        let (mut report, timelines) = result?;
-        for ((vm, last), timeline) in report.vms.iter_mut().zip(finals).zip(timelines) {
+        let (mut report, samples) = result?;
+        for ((vm, last), samples) in report.vms.iter_mut().zip(finals).zip(samples) {
             let Some(last) = last else {
                 bail!(
                     "{} ended without a report: run with VMM_ECS_LOG=debug to see why",
@@ -125,13 +125,14 @@ impl Bench {
                     vm.name
                 );
             }
-            vm.ops_per_s = last.ops_per_s();
+            // Not of the whole life: while VMs start and end, one after another, others have more CPU.
+            vm.ops_per_s = steady_rate(&samples).unwrap_or_else(|| last.ops_per_s());
             vm.lost_wakeups = last.lost_wakeups;
             vm.handoff_us = (
                 last.handoff.p50_ns as f64 / 1e3,
                 last.handoff.p99_ns as f64 / 1e3,
             );
-            vm.timeline = timeline;
+            vm.timeline = timeline(&samples);
             report.vcpus_are = format!("{} ({})", last.kind_used.name(), last.why);
         }
         Ok(report)
@@ -269,7 +270,7 @@ impl Bench {
         &self,
         scenario: &Scenario,
         vms: &mut [VmProcess],
-    ) -> anyhow::Result<(RunReport, Vec<Timeline>)> {
+    ) -> anyhow::Result<(RunReport, Vec<Vec<Progress>>)> {
         for vm in vms.iter_mut() {
             vm.stdin
                 .write_all(b"go\n")
@@ -278,32 +279,25 @@ impl Bench {
         // The first moments show the start, not the scheduler.
         std::thread::sleep(SAMPLE);
         let before = self.snapshot()?;
-        let mut timelines: Vec<Timeline> = vec![Timeline::new(); vms.len()];
-        let mut last: Vec<(f64, u64)> = vec![(0.0, 0); vms.len()];
+        let mut samples: Vec<Vec<Progress>> = vec![Vec::new(); vms.len()];
         let end = Instant::now() + Duration::from_secs_f64(scenario.seconds);
         while Instant::now() < end {
             if self.interrupted() {
                 bail!("Interrupted");
             }
             std::thread::sleep(SAMPLE.min(end.saturating_duration_since(Instant::now())));
-            for ((vm, timeline), last) in vms.iter().zip(&mut timelines).zip(&mut last) {
-                for message in vm.messages.try_iter() {
-                    if let Message::Progress(Progress { t_ms, ops, cpu_ns }) = message {
-                        let (seconds, ops) = (t_ms as f64 / 1e3, ops.iter().sum::<u64>());
-                        let rate = (ops - last.1) as f64 / (seconds - last.0).max(1e-3);
-                        *last = (seconds, ops);
-                        timeline.push((seconds, rate, cpu_ns.iter().sum::<u64>() as f64 / 1e9));
-                    }
-                }
-            }
-            for vm in vms.iter_mut() {
+            for (vm, samples) in vms.iter_mut().zip(&mut samples) {
+                samples.extend(vm.messages.try_iter().filter_map(|message| match message {
+                    Message::Progress(progress) => Some(progress),
+                    _ => None,
+                }));
                 if let Ok(Some(status)) = vm.process.child.try_wait() {
                     bail!("{} ended early: {status}", vm.name);
                 }
             }
         }
         let after = self.snapshot()?;
-        Ok((summary(scenario, &before, &after)?, timelines))
+        Ok((summary(scenario, &before, &after)?, samples))
     }
 
     /// Keeps the VMs running under eCS until the process is interrupted.

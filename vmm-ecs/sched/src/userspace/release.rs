@@ -10,8 +10,8 @@ use crate::state::{State, Status, VcpuId};
 
 /// Slice ends without a section, in a row, after which a pCPU is released.
 const QUIET_TURNS: u32 = 64;
-/// Looks at a released pCPU.
-pub(super) const RELEASED_NS: u64 = 10_000_000;
+/// Looks at a released pCPU: a guest that begins to use locks waits for help that long.
+pub(super) const RELEASED_NS: u64 = 20_000_000;
 /// Virtual time by which VMs may drift apart on a released pCPU before the agent steers again.
 const DRIFT_NS: u64 = 20_000_000;
 

@@ -8,6 +8,8 @@ use ecs_policy::{
     pick, queue_of,
 };
 
+use smallvec::SmallVec;
+
 use super::apart;
 use super::mechanism::{Mechanism, Role};
 use super::release::{RELEASED_NS, pcpu_is_quiet, release, stays_released, take_back};
@@ -42,6 +44,9 @@ pub(crate) struct Look<'a> {
     /// Context switches of this CPU since the last look.
     pub(crate) switches: &'a [Switch],
 }
+
+/// As many as most pCPUs have members, on the stack: a look allocates nothing.
+type Few<T> = SmallVec<[T; 8]>;
 
 /// A member of the pCPU that could run, and how much that would help.
 struct Runnable {
@@ -137,13 +142,13 @@ fn read_members(state: &mut State, pcpu: usize) {
 }
 
 /// Members that could run beside `except`, ranked as if `except` were off the CPU.
-fn runnable(state: &mut State, pcpu: usize, except: Option<VcpuId>) -> Vec<Runnable> {
+fn runnable(state: &mut State, pcpu: usize, except: Option<VcpuId>) -> Few<Runnable> {
     let queue_rules = state.params.queue_rules;
     let State { pcpus, vms, .. } = state;
+    let mut found = Few::new();
     let Some(pcpu) = pcpus.get(pcpu) else {
-        return Vec::new();
+        return found;
     };
-    let mut found = Vec::with_capacity(pcpu.members.len());
     for &id in pcpu.members.iter().filter(|&&id| Some(id) != except) {
         let Some(vm) = vms.get_mut(id.vm).and_then(Option::as_mut) else {
             continue;
@@ -381,7 +386,7 @@ fn choose_among(
         id,
         rank: Rank::Ready,
     };
-    let mut candidates: Vec<(VcpuId, Candidate)> = others
+    let mut candidates: Few<(VcpuId, Candidate)> = others
         .iter()
         .map(|other| Runnable { ..*other })
         .chain(again.map(ready))
