@@ -3,6 +3,7 @@
 use std::fmt::Write;
 
 use ecs_stats::StatsError;
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 
 use crate::exporter::chain;
 
@@ -41,14 +42,17 @@ pub(crate) fn landing(vms: Result<Vec<String>, StatsError>) -> String {
         Ok(names) => {
             page.push_str("<ul>\n");
             for name in names {
-                let (path, text) = (percent_encode(&name), escape(&name));
+                let path = utf8_percent_encode(&name, NON_ALPHANUMERIC);
+                let text = html_escape::encode_safe(&name);
                 // Writing to a String cannot fail.
                 let _ = writeln!(page, "<li><a href=\"/metrics/vm/{path}\">{text}</a></li>");
             }
             page.push_str("</ul>\n");
         }
         Err(error) => {
-            let _ = writeln!(page, "<p class=\"bad\">{}</p>", escape(&chain(&error)));
+            let text = chain(&error);
+            let text = html_escape::encode_safe(&text);
+            let _ = writeln!(page, "<p class=\"bad\">{text}</p>");
         }
     }
     let (version, revision) = (env!("CARGO_PKG_VERSION"), env!("ECS_BUILD_REVISION"));
@@ -57,37 +61,6 @@ pub(crate) fn landing(vms: Result<Vec<String>, StatsError>) -> String {
         "</main>\n<footer>Version {version}, revision {revision}</footer>\n</body>\n</html>"
     );
     page
-}
-
-fn escape(text: &str) -> String {
-    text.chars()
-        .fold(String::with_capacity(text.len()), |mut out, c| {
-            match c {
-                '&' => out.push_str("&amp;"),
-                '<' => out.push_str("&lt;"),
-                '>' => out.push_str("&gt;"),
-                '"' => out.push_str("&quot;"),
-                '\'' => out.push_str("&#39;"),
-                c => out.push(c),
-            }
-            out
-        })
-}
-
-/// One path segment: everything but unreserved characters is encoded.
-fn percent_encode(text: &str) -> String {
-    text.bytes()
-        .fold(String::with_capacity(text.len()), |mut out, byte| {
-            match byte {
-                b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => {
-                    out.push(char::from(byte));
-                }
-                byte => {
-                    let _ = write!(out, "%{byte:02X}");
-                }
-            }
-            out
-        })
 }
 
 #[cfg(test)]
@@ -101,7 +74,10 @@ mod tests {
             page.contains("/metrics/vm/%3Cb%3E%22%26%27%2F%C3%BC\""),
             "{page}"
         );
-        assert!(page.contains(">&lt;b&gt;&quot;&amp;&#39;/ü</a>"), "{page}");
+        assert!(
+            page.contains(">&lt;b&gt;&quot;&amp;&#x27;&#x2F;ü</a>"),
+            "{page}"
+        );
         assert!(!page.contains("<b>"));
     }
 
@@ -110,6 +86,9 @@ mod tests {
         let page = landing(Err(StatsError::Absent {
             path: "/run/<x>".into(),
         }));
-        assert!(page.contains("No stats socket at /run/&lt;x&gt;"), "{page}");
+        assert!(
+            page.contains("No stats socket at &#x2F;run&#x2F;&lt;x&gt;"),
+            "{page}"
+        );
     }
 }

@@ -138,8 +138,15 @@ impl Rig {
     /// # Errors
     /// With its log, if it does not.
     pub fn serve(&self, config: &str) -> anyhow::Result<Daemon> {
+        self.serve_by(self.command(), config)
+    }
+
+    /// The same by a command that runs `vmm-ecs` with the arguments it is given.
+    ///
+    /// # Errors
+    /// With its log, if it does not.
+    pub fn serve_by(&self, mut command: Command, config: &str) -> anyhow::Result<Daemon> {
         let log = self.dir().join("daemon.log");
-        let mut command = self.command();
         command
             .args(["serve", "--config"])
             .arg(self.write(config)?)

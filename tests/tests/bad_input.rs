@@ -202,6 +202,31 @@ fn without_privileges_it_says_which() {
     assert!(said.contains("CAP_PERFMON"), "{said}");
 }
 
+#[test]
+fn where_it_may_not_steer_auto_observes() {
+    let rig = rig!("where_it_may_not_steer_auto_observes");
+    let unable = || {
+        let mut command = Command::new("setpriv");
+        command.arg("--bounding-set=-sys_nice").arg(rig.program());
+        command
+    };
+    if unable().arg("--version").output().is_err() {
+        skip!(
+            "where_it_may_not_steer_auto_observes",
+            "setpriv (util-linux) is not installed"
+        );
+    }
+    let daemon = rig
+        .serve_by(unable(), &rig.config("controller = \"auto\"", &["a"]))
+        .unwrap();
+    assert_eq!(rig.snapshot().unwrap().host.controller, "observe");
+    assert!(
+        daemon.said().contains("observing only"),
+        "{}",
+        daemon.said()
+    );
+}
+
 /// Runs an honest VM beside one that is not; the honest one's part of its entitlement, and what was
 /// counted of the other one.
 fn beside(rig: &Rig, guest: Guest) -> (f64, VmStats) {

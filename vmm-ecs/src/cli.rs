@@ -12,7 +12,7 @@ use anyhow::{Context, bail};
 use clap::{Parser, Subcommand};
 
 use crate::check;
-use crate::config::Config;
+use crate::config::{Config, ConfigFile};
 use crate::daemon::Daemon;
 use crate::demo::{self, Arm, DemoOptions, Scenario};
 
@@ -145,8 +145,10 @@ impl Cli {
         match self.command {
             Command::Serve(ConfigArgs { config }) => serve(Config::load(&config)?),
             Command::CheckConfig(ConfigArgs { config }) => {
-                let config = Config::load(&config)?;
-                println!("{config:#?}");
+                let file = ConfigFile::read(&config)?;
+                Config::try_from(file.clone())?;
+                // With every default, as it may stand in a file.
+                print!("{}", toml::to_string(&file)?);
                 Ok(ExitCode::SUCCESS)
             }
             Command::Check => {

@@ -170,18 +170,24 @@ pub(crate) struct Config {
     pub(crate) vms: Vec<VmSection>,
 }
 
-impl Config {
-    /// Reads and checks a file.
-    pub(crate) fn load(path: &Path) -> Result<Self, ConfigError> {
+impl ConfigFile {
+    /// Reads a file, without a look at what it means.
+    pub(crate) fn read(path: &Path) -> Result<Self, ConfigError> {
         let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
             path: path.to_owned(),
             source,
         })?;
-        let file: ConfigFile = toml::from_str(&text).map_err(|source| ConfigError::Parse {
+        toml::from_str(&text).map_err(|source| ConfigError::Parse {
             path: path.to_owned(),
             source: Box::new(source),
-        })?;
-        file.try_into()
+        })
+    }
+}
+
+impl Config {
+    /// Reads and checks a file.
+    pub(crate) fn load(path: &Path) -> Result<Self, ConfigError> {
+        ConfigFile::read(path)?.try_into()
     }
 
     /// Where the journal of steered threads is.

@@ -226,26 +226,24 @@ type Definition = Result<VmSection, String>;
 
 /// Reads every `NAME.toml` of a directory.
 fn read_definitions(dir: &Path) -> Result<BTreeMap<String, Definition>, String> {
-    let mut found = BTreeMap::new();
-    for entry in std::fs::read_dir(dir).map_err(|error| error.to_string())? {
-        let path = entry.map_err(|error| error.to_string())?.path();
-        if path.extension().is_none_or(|extension| extension != "toml") {
-            continue;
-        }
-        let Some(name) = path.file_stem().and_then(|name| name.to_str()) else {
-            continue;
-        };
-        let definition = std::fs::read_to_string(&path)
+    let found = ecs_device::watch::scan(dir).map_err(|error| error.to_string())?;
+    let refused = found.refused.into_iter().map(|name| {
+        let error = ecs_device::watch::check_name(&name).err();
+        let error = error.map_or_else(String::new, |error| error.to_string());
+        (name, Err(error))
+    });
+    let good = found.names.into_iter().map(|name| {
+        let definition = std::fs::read_to_string(dir.join(format!("{name}.toml")))
             .map_err(|error| error.to_string())
             .and_then(|text| toml::from_str(&text).map_err(|error| error.to_string()))
             .map(|vm: VmSection| VmSection {
-                name: name.to_owned(),
+                name: name.clone(),
                 ..vm
             })
             .and_then(|vm| vm.check().map(|()| vm).map_err(|error| error.to_string()));
-        found.insert(name.to_owned(), definition);
-    }
-    Ok(found)
+        (name, definition)
+    });
+    Ok(good.chain(refused).collect())
 }
 
 fn start_controller(config: &Config) -> Result<Arc<dyn Controller>, DaemonError> {

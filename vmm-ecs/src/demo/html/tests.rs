@@ -215,6 +215,6 @@ fn text_is_escaped() {
     report.scenario.workload = "</style><script>".to_owned();
     let page = render(&report);
     assert_well_formed(&page);
-    assert!(page.contains("&lt;b&gt;&amp;&quot;&#39;") && !page.contains("<b>"));
+    assert!(page.contains("&lt;b&gt;&amp;&quot;&#x27;") && !page.contains("<b>"));
     assert!(page.contains("Test CPU &lt;2 GHz&gt;"));
 }

@@ -67,19 +67,7 @@ pub(super) fn tick(value: f64) -> String {
 
 /// Text as it may stand in HTML, between tags and in attributes.
 pub(super) fn escape(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c {
-            '&' => out.push_str("&amp;"),
-            '<' => out.push_str("&lt;"),
-            '>' => out.push_str("&gt;"),
-            '"' => out.push_str("&quot;"),
-            '\'' => out.push_str("&#39;"),
-            c if c.is_control() => out.push(' '),
-            c => out.push(c),
-        }
-    }
-    out
+    html_escape::encode_safe(&text.replace(char::is_control, " ")).into_owned()
 }
 
 #[cfg(test)]
