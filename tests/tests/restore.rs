@@ -128,7 +128,11 @@ impl Vms {
             assert!(report.exclusion_held(), "{report:?}");
             assert_eq!(report.lost_wakeups, 0, "{report:?}");
             let device = report.device.clone().unwrap();
-            assert_eq!(device.nr_connects, daemons, "{device:?}");
+            // A daemon that resumes from its saved state may be killed before the front-end has
+            // counted the connection.
+            let missed = daemons.saturating_sub(device.nr_connects);
+            assert!(missed <= daemons / 10, "{device:?}");
+            assert!(device.nr_connects <= daemons, "{device:?}");
             // None if the only daemon was killed before the last vCPU had its answer.
             assert!(device.nr_registrations <= 1, "{device:?}");
             report

@@ -1,6 +1,6 @@
 //! What a controller knows of the VMs it serves: shared by its threads, behind one lock.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use ecs_policy::{CsSnapshot, Ledger, Params, Turn, VcpuSet, VcpuState, Vm, Wait};
@@ -10,7 +10,7 @@ use std::os::fd::OwnedFd;
 
 use crate::sys::{CpuSet, SchedAttr, Tid};
 use crate::threads::ThreadStat;
-use crate::userspace::Role;
+use crate::userspace::{Request, Role};
 
 /// A VM as the daemon hands it to a controller, at every change again.
 #[derive(Debug, Clone)]
@@ -370,6 +370,8 @@ pub(crate) struct State {
     pub(crate) pcpus: Vec<Pcpu>,
     /// Doorbells that ring too often, as VM and pCPU: not listened to until the next beat.
     pub(crate) mutes: Vec<VcpuId>,
+    /// What the supervisor is asked to do next, by VM: only the last word about each matters.
+    pub(crate) requests: BTreeMap<String, Request>,
     /// pCPUs whose agents should look at once.
     pub(crate) kicks: Vec<usize>,
     pub(crate) host: HostCounters,
@@ -383,6 +385,7 @@ impl State {
             by_tid: HashMap::new(),
             pcpus: cpus.iter().map(|&cpu| Pcpu::new(cpu, now_ns)).collect(),
             mutes: Vec::new(),
+            requests: BTreeMap::new(),
             kicks: Vec::new(),
             host: HostCounters::default(),
         }

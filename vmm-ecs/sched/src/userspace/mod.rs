@@ -30,7 +30,6 @@ mod step;
 mod supervisor;
 mod window;
 
-use std::collections::BTreeMap;
 use std::fs::{File, TryLockError};
 use std::path::PathBuf;
 use std::process::{Child, ChildStdin};
@@ -52,7 +51,8 @@ use crate::stats;
 use crate::sys::{CpuSet, now_ns};
 use crate::{Controller, Host};
 use agent::AgentHandle;
-use supervisor::{Request, Supervisor};
+pub(crate) use supervisor::Request;
+use supervisor::Supervisor;
 
 /// Why the controller cannot start.
 #[derive(Debug, thiserror::Error)]
@@ -148,8 +148,6 @@ pub struct UserspaceConfig {
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) state: PiMutex<State>,
-    /// What the supervisor is asked to do next, by VM: only the last word about each matters.
-    pub(crate) inbox: PiMutex<BTreeMap<String, Request>>,
     /// Makes the agent of a pCPU look.
     pub(crate) wakes: Vec<EventFd>,
 }
@@ -232,7 +230,6 @@ impl UserspaceController {
             .map_err(StartError::Supervisor)?;
         let shared = Arc::new(Shared {
             state: PiMutex::new(State::new(config.params, config.pcpus.cpus(), now_ns())),
-            inbox: PiMutex::new(BTreeMap::new()),
             wakes,
         });
         let agents = (0..)
@@ -274,29 +271,26 @@ impl Controller for UserspaceController {
         let replaced = {
             let mut state = self.shared.state.lock();
             let known = state.find(&vm.name).and_then(|index| state.vm_mut(index));
-            known
+            let replaced = known
                 .filter(|known| known.spec.pid == vm.pid)
-                .map(|known| known.set_spec(vm.clone()))
+                .map(|known| known.set_spec(vm.clone()));
+            let name = vm.name.clone();
+            state.requests.insert(name, Request::Update(Box::new(vm)));
+            replaced
         };
         // What the spec replaces may unmap guest memory: outside the lock.
         drop(replaced);
-        self.shared
-            .inbox
-            .lock()
-            .insert(vm.name.clone(), Request::Update(Box::new(vm)));
     }
 
     fn gone(&self, name: &str) {
         let slots = {
             let mut state = self.shared.state.lock();
             let known = state.find(name).and_then(|index| state.vm_mut(index));
-            known.map(|known| known.forget_slots())
+            let slots = known.map(|known| known.forget_slots());
+            state.requests.insert(name.to_owned(), Request::Gone);
+            slots
         };
         drop(slots);
-        self.shared
-            .inbox
-            .lock()
-            .insert(name.to_owned(), Request::Gone);
     }
 
     fn snapshot(&self) -> Snapshot {

@@ -62,7 +62,7 @@ impl Supervisor {
             std::thread::sleep(BEAT);
             beat = beat.wrapping_add(1);
             self.beat(beat);
-            let requests = std::mem::take(&mut *self.shared.inbox.lock());
+            let requests = std::mem::take(&mut self.shared.state.lock().requests);
             for (name, request) in requests {
                 match request {
                     Request::Update(spec) => self.update(*spec),
@@ -83,24 +83,30 @@ impl Supervisor {
 
     fn update(&mut self, spec: VmSpec) {
         let name = spec.name.clone();
-        let known_pid = {
+        let other_process = {
             let state = self.shared.state.lock();
-            state
-                .find(&name)
-                .and_then(|vm| state.vm(vm))
-                .map(|vm| vm.spec.pid)
+            let known = state.find(&name).and_then(|vm| state.vm(vm));
+            known.is_some_and(|vm| vm.spec.pid != spec.pid)
         };
-        match known_pid {
-            // What is new about it has been taken over already, at once.
-            Some(pid) if pid == spec.pid => {}
-            Some(_) => {
-                self.remove(&name);
-                drop(roster::update(&mut self.shared.state.lock(), spec));
+        if other_process {
+            self.remove(&name);
+        }
+        let pid = spec.pid;
+        let is_new = {
+            let mut state = self.shared.state.lock();
+            if state.requests.contains_key(&name) {
+                // Outdated: what has come since may be that the guest's memory is to be let go of.
+                return;
             }
-            None => {
-                tracing::info!(vm = name, pid = spec.pid, "Steering a VM");
-                drop(roster::update(&mut self.shared.state.lock(), spec));
+            // What is new about a known one has been taken over already, at once.
+            let is_new = state.find(&name).is_none();
+            if is_new {
+                roster::update(&mut state, spec);
             }
+            is_new
+        };
+        if is_new {
+            tracing::info!(vm = name, pid, "Steering a VM");
         }
         self.scan();
         let vm = self.shared.state.lock().find(&name);
