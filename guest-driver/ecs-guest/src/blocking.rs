@@ -1,7 +1,7 @@
 //! Mutex whose waiters sleep: a preemptable section.
 
 use crate::atomic::{AtomicU32, Ordering};
-use crate::vcpu::{Annotate, Spin, WaitFor};
+use crate::vcpu::{Annotate, Outer, Spin, WaitFor};
 
 const FREE: u32 = 0;
 const LOCKED: u32 = 1;
@@ -37,6 +37,16 @@ pub struct BlockingGuard<'l, A: Annotate, H: Halt> {
 }
 
 impl BlockingMutex {
+    /// An unlocked mutex, for statics.
+    #[cfg(not(test))]
+    #[must_use]
+    pub const fn new() -> Self {
+        Self {
+            state: AtomicU32::new(FREE),
+            holder: AtomicU32::new(0),
+        }
+    }
+
     /// Takes the lock; sleeps if it must.
     pub fn lock<'l, A: Annotate, H: Halt>(
         &'l self,
@@ -44,13 +54,49 @@ impl BlockingMutex {
         halt: &'l H,
     ) -> BlockingGuard<'l, A, H> {
         let outer = vcpu.wait_enter();
-        let free = self
-            .state
-            .compare_exchange(FREE, LOCKED, Ordering::AcqRel, Ordering::Relaxed);
-        let waited = free.is_err();
+        let waited = !self.grab();
         if waited && !self.spin(vcpu) {
             self.sleep(vcpu, halt);
         }
+        self.taken(vcpu, halt, outer, waited)
+    }
+
+    /// Takes the lock if it is free at this instant. `halt` wakes those that come to wait for it.
+    pub fn try_lock<'l, A: Annotate, H: Halt>(
+        &'l self,
+        vcpu: &'l A,
+        halt: &'l H,
+    ) -> Option<BlockingGuard<'l, A, H>> {
+        let outer = vcpu.wait_enter();
+        if !self.grab() {
+            vcpu.wait_end(outer);
+            return None;
+        }
+        Some(self.taken(vcpu, halt, outer, false))
+    }
+
+    /// The guard of a lock that the current task holds and whose guard was forgotten, for interfaces
+    /// where locking and unlocking are calls apart.
+    pub fn held<'l, A: Annotate, H: Halt>(
+        &'l self,
+        vcpu: &'l A,
+        halt: &'l H,
+    ) -> BlockingGuard<'l, A, H> {
+        BlockingGuard {
+            lock: self,
+            vcpu,
+            halt,
+            waited: false,
+        }
+    }
+
+    fn taken<'l, A: Annotate, H: Halt>(
+        &'l self,
+        vcpu: &'l A,
+        halt: &'l H,
+        outer: Outer,
+        waited: bool,
+    ) -> BlockingGuard<'l, A, H> {
         vcpu.enter_preemptable();
         vcpu.wait_end(outer);
         self.holder
@@ -67,6 +113,13 @@ impl BlockingMutex {
     #[must_use]
     pub fn is_locked(&self) -> bool {
         self.state.load(Ordering::Acquire) != FREE
+    }
+
+    /// Takes the lock if it is free.
+    fn grab(&self) -> bool {
+        self.state
+            .compare_exchange(FREE, LOCKED, Ordering::AcqRel, Ordering::Relaxed)
+            .is_ok()
     }
 
     fn wait(&self) -> WaitFor<'_> {
@@ -91,12 +144,7 @@ impl BlockingMutex {
         while vcpu.keep_spinning(&spin, wait.holder) {
             if wait.ended() {
                 vcpu.wait_retry();
-                let order = (Ordering::AcqRel, Ordering::Relaxed);
-                if self
-                    .state
-                    .compare_exchange(FREE, LOCKED, order.0, order.1)
-                    .is_ok()
-                {
+                if self.grab() {
                     return true;
                 }
                 wait = self.wait();

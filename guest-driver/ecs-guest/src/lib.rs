@@ -18,19 +18,29 @@
 //! - A count is raised before the release of the wait that covered the acquisition, and lowered after
 //!   the unlock is visible. `waiting` is set to ENTER before a ticket or queue place is taken, and the
 //!   descriptor is filled in before `waiting` says SPIN or BLOCK. So no observer sees a vCPU that owns
-//!   a lock, counts nothing and waits for nothing (`ordering.rs` checks it with a model checker).
+//!   a lock, counts nothing and waits for nothing. A model checker says so, for every lock and every
+//!   way to take it; `ordering.rs` lists which interleavings it goes through.
 //! - Counts saturate: they neither wrap nor fall below zero.
 //! - What the host writes is a hint. A wrong or stale host line costs time, never exclusion: the
 //!   doorbell falls silent when the host's heartbeat stops.
 //!
+//! # Features
+//! - `lock_api`: `EcsMutex<C, T>`, `EcsQueueMutex`, `EcsBlockingMutex` and `EcsRwLock` own what they
+//!   protect and find the vCPU on their own, by the trait `CurrentVcpu`.
+//! - `user`: sections of Linux processes, by `/dev/virtio_ecs` of the guest's driver, and `UserMutex<T>`.
+//!   Needs std. A process without the device runs on unannotated.
+//!
+//! Both have unsafe code in one file each; without them there is none.
+//!
 //! # What it does not do
-//! It registers nothing: the driver of the virtio device does. The locks own no data. It does not
-//! order the read of `yield` after an unlock: a request that arrives within the same few nanoseconds
-//! is seen at the next release, or not at all, and the host's hard stop covers that.
+//! It registers nothing: the driver of the virtio device does. Without `lock_api` the locks own no
+//! data. It does not order the read of `yield` after an unlock: a request that arrives within the same
+//! few nanoseconds is seen at the next release, or not at all, and the host's hard stop covers that.
 #![no_std]
-#![forbid(unsafe_code)]
+#![cfg_attr(not(feature = "lock_api"), forbid(unsafe_code))]
+#![deny(unsafe_code)]
 
-#[cfg(test)]
+#[cfg(any(test, feature = "user"))]
 extern crate std;
 
 /// Atomics of the target; under test those of the model checker.
@@ -52,18 +62,34 @@ mod atomic {
 }
 
 mod blocking;
+#[cfg(all(feature = "user", target_os = "linux"))]
+#[cfg_attr(
+    test,
+    expect(dead_code, unreachable_pub, reason = "its user is not there")
+)]
+mod device;
 mod line;
 #[cfg(test)]
 mod ordering;
 mod queue;
+// Not under the checker, whose atomics make no constants.
+#[cfg(all(feature = "lock_api", not(test)))]
+mod raw;
 mod rw;
 mod ticket;
+#[cfg(all(feature = "user", target_os = "linux", not(test)))]
+pub mod user;
 mod vcpu;
 
 pub use blocking::{BlockingGuard, BlockingMutex, Halt};
 pub use line::{GuestLine, HostLine, VcpuLines};
 pub use queue::{QueueGuard, QueueLock};
-pub use rw::{ReadGuard, RwSpinLock, WriteGuard};
+#[cfg(all(feature = "lock_api", not(test)))]
+pub use raw::{
+    CurrentHalt, CurrentVcpu, DistinctVcpus, EcsBlockingMutex, EcsMutex, EcsQueueMutex, EcsRwLock,
+    RawEcsMutex, RawEcsRwLock,
+};
+pub use rw::{ReadGuard, RwGuard, RwSpinLock, UpgradableGuard, WriteGuard};
 pub use ticket::{TicketGuard, TicketLock};
 pub use vcpu::{
     AddressMap, Annotate, Doorbell, OffsetMap, Outer, Spin, Unannotated, Vcpu, WaitFor,

@@ -1,25 +1,30 @@
-//! Small programs under the model checker, interleaving by interleaving: what an observer on the host may
-//! see of a vCPU that owns a lock, and what it may not.
+//! Small programs under the model checker: what an observer on the host may see of a vCPU that owns a
+//! lock, and what it may not.
+//!
+//! | programs | locks | interleavings |
+//! |---|---|---|
+//! | one vCPU and the host | all, taken, tried, upgraded, downgraded; waits; hand-back | every one |
+//! | two vCPUs and the host | all, taken | every one with 1 forced switch |
+//! | two vCPUs | all tried; upgrades, downgrades | every one with up to 3 forced switches |
+//! | three vCPUs, asleep | the mutex: no wake-up is lost | every one with up to 2 forced switches |
+//!
+//! Switches where a thread waits are not counted.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 
-use ecs_abi::{VIRTIO_ECS_WAIT_NONE, VIRTIO_ECS_WAIT_SPIN, VIRTIO_ECS_YIELD_RELEASE};
-use loom::sync::Arc;
+use ecs_abi::{VIRTIO_ECS_WAIT_NONE, VIRTIO_ECS_WAIT_SPIN};
 use loom::sync::atomic::{AtomicU32, Ordering};
+use loom::sync::{Arc, Condvar, Mutex};
 use loom::thread;
 use std::vec::Vec;
 
 use crate::*;
 
+mod line;
+
+#[derive(Debug)]
 struct NoBell;
 impl Doorbell for NoBell {
     fn ring(&self) {}
-}
-
-struct Bell(Arc<AtomicU32>);
-impl Doorbell for Bell {
-    fn ring(&self) {
-        self.0.fetch_add(1, Ordering::Relaxed);
-    }
 }
 
 /// Sleeping as the checker knows it: look again later.
@@ -69,6 +74,20 @@ impl<L> World<L> {
         ghost.store(OUT, Ordering::Relaxed);
     }
 
+    /// After all sections: each counted, and all lines at rest.
+    fn judge(&self) {
+        let done = |ghost: &&AtomicU32| ghost.load(Ordering::Relaxed) == OUT;
+        let sections = self.ghosts.iter().filter(done).count();
+        let counted = self.protected.load(Ordering::Relaxed) as usize;
+        assert_eq!(counted, sections, "mutual exclusion");
+        for VcpuLines { guest, .. } in &self.lines {
+            assert_eq!(guest.np_count.load(Ordering::Relaxed), 0);
+            assert_eq!(guest.p_count.load(Ordering::Relaxed), 0);
+            let waiting = guest.waiting.load(Ordering::Relaxed);
+            assert_eq!(waiting, VIRTIO_ECS_WAIT_NONE);
+        }
+    }
+
     /// Reads the line as the host does, `waiting` first, and judges it.
     fn observe(&self, number: usize) {
         let before = self.ghosts[number].load(Ordering::Acquire);
@@ -92,9 +111,14 @@ impl<L> World<L> {
     }
 }
 
-/// Runs a program in every interleaving with up to `switches` forced switches between threads, beside
-/// those where a thread waits; without a bound the larger programs take hours.
-fn model(switches: usize, program: impl Fn() + Sync + Send + 'static) {
+/// Runs a program of two threads in every interleaving.
+fn model(program: impl Fn() + Sync + Send + 'static) {
+    loom::model::Builder::new().check(program);
+}
+
+/// Runs a larger program in every interleaving with up to `switches` forced switches between threads,
+/// beside those where a thread waits; without a bound it would take hours.
+fn model_within(switches: usize, program: impl Fn() + Sync + Send + 'static) {
     let mut builder = loom::model::Builder::new();
     builder.preemption_bound = Some(switches);
     builder.check(program);
@@ -111,11 +135,12 @@ fn observe_last<L: Send + Sync + 'static>(
     thread::spawn(move || observe(&world))
 }
 
+/// Two vCPUs run `body` once each, and the observer looks at the first of them once.
 fn check<L: Send + Sync + 'static>(
     make: impl Fn() -> L + Sync + Send + 'static,
     body: fn(&World<L>, u32),
 ) {
-    model(1, move || {
+    model_within(1, move || {
         let world = World::new(make(), 2);
         let other = Arc::clone(&world);
         let other = thread::spawn(move || body(&other, 1));
@@ -123,19 +148,22 @@ fn check<L: Send + Sync + 'static>(
         body(&world, 0);
         other.join().unwrap();
         observer.join().unwrap();
-        assert_eq!(
-            world.protected.load(Ordering::Relaxed),
-            2,
-            "mutual exclusion"
-        );
-        for lines in &world.lines {
-            assert_eq!(lines.guest.np_count.load(Ordering::Relaxed), 0);
-            assert_eq!(lines.guest.p_count.load(Ordering::Relaxed), 0);
-            assert_eq!(
-                lines.guest.waiting.load(Ordering::Relaxed),
-                VIRTIO_ECS_WAIT_NONE
-            );
-        }
+        world.judge();
+    });
+}
+
+/// The same with more switches, and nobody who looks.
+fn check_exclusion<L: Send + Sync + 'static>(
+    make: impl Fn() -> L + Sync + Send + 'static,
+    body: fn(&World<L>, u32),
+) {
+    model_within(3, move || {
+        let world = World::new(make(), 2);
+        let other = Arc::clone(&world);
+        let other = thread::spawn(move || body(&other, 1));
+        body(&world, 0);
+        other.join().unwrap();
+        world.judge();
     });
 }
 
@@ -171,7 +199,7 @@ fn writer_is_never_unseen() {
 
 #[test]
 fn reader_is_never_unseen_and_keeps_the_writer_out() {
-    model(1, || {
+    model_within(1, || {
         let world = World::new(RwSpinLock::default(), 2);
         let writer = Arc::clone(&world);
         let writer = thread::spawn(move || {
@@ -204,6 +232,157 @@ fn mutex_owner_is_never_unseen() {
     });
 }
 
+#[test]
+fn a_tried_ticket_is_a_lock() {
+    check_exclusion(TicketLock::default, |world, number| {
+        let vcpu = world.vcpu(number);
+        if let Some(_guard) = world.lock.try_lock(&vcpu) {
+            world.section(number);
+        }
+    });
+}
+
+#[test]
+fn a_tried_queue_is_a_lock() {
+    check_exclusion(QueueLock::<2>::default, |world, number| {
+        let vcpu = world.vcpu(number);
+        // One tries, the other one takes its place behind it.
+        let guard = if number == 0 {
+            world.lock.try_lock(&vcpu)
+        } else {
+            world.lock.lock(&vcpu)
+        };
+        if let Some(_guard) = guard {
+            world.section(number);
+            assert!(world.lock.try_lock(&vcpu).is_none());
+        }
+    });
+}
+
+#[test]
+fn a_tried_mutex_is_a_lock() {
+    check_exclusion(BlockingMutex::default, |world, number| {
+        let vcpu = world.vcpu(number);
+        if let Some(_guard) = world.lock.try_lock(&vcpu, &Yield) {
+            world.section(number);
+        }
+    });
+}
+
+#[test]
+fn a_tried_writer_is_alone() {
+    check_exclusion(RwSpinLock::default, |world, number| {
+        let vcpu = world.vcpu(number);
+        if let Some(_guard) = world.lock.try_write(&vcpu) {
+            world.section(number);
+        }
+    });
+}
+
+#[test]
+fn nobody_writes_between_reading_and_upgrading() {
+    check_exclusion(RwSpinLock::default, |world, number| {
+        let vcpu = world.vcpu(number);
+        let guard = if number == 0 {
+            let reader = world.lock.upgradable(&vcpu);
+            let seen = world.protected.load(Ordering::Relaxed);
+            let writer = reader.upgrade();
+            assert_eq!(
+                world.protected.load(Ordering::Relaxed),
+                seen,
+                "a writer was let in"
+            );
+            writer
+        } else {
+            world.lock.write(&vcpu)
+        };
+        world.section(number);
+        drop(guard);
+    });
+}
+
+#[test]
+fn nobody_writes_between_downgrading_and_leaving() {
+    check_exclusion(RwSpinLock::default, |world, number| {
+        let vcpu = world.vcpu(number);
+        let writer = world.lock.write(&vcpu);
+        world.section(number);
+        if number == 0 {
+            let seen = world.protected.load(Ordering::Relaxed);
+            let reader = writer.downgrade();
+            assert_eq!(
+                world.protected.load(Ordering::Relaxed),
+                seen,
+                "a writer was let in"
+            );
+            drop(reader);
+        }
+    });
+}
+
+#[test]
+fn readers_let_in_by_downgrading_see_what_was_written() {
+    model_within(3, || {
+        let world = World::new(RwSpinLock::default(), 2);
+        let vcpu = world.vcpu(0);
+        let writer = world.lock.write(&vcpu);
+        let other = Arc::clone(&world);
+        let other = thread::spawn(move || {
+            let vcpu = other.vcpu(1);
+            let _guard = other.lock.read(&vcpu);
+            assert_eq!(other.protected.load(Ordering::Relaxed), 1);
+        });
+        world.protected.store(1, Ordering::Relaxed);
+        let reader = writer.downgrade();
+        other.join().unwrap();
+        drop(reader);
+    });
+}
+
+/// Sleeping for real: a lost wake-up is a deadlock, which the checker reports.
+#[derive(Default)]
+struct Sleepers {
+    mutex: Mutex<()>,
+    condvar: Condvar,
+}
+
+impl Halt for Sleepers {
+    fn halt(&self, word: &AtomicU32, expected: u32) {
+        let guard = self.mutex.lock().unwrap();
+        if word.load(Ordering::Acquire) == expected {
+            drop(self.condvar.wait(guard).unwrap());
+        }
+    }
+    fn wake(&self, _: &AtomicU32, _: u32) {
+        let _guard = self.mutex.lock().unwrap();
+        self.condvar.notify_one();
+    }
+}
+
+#[test]
+fn mutex_loses_no_wake_up() {
+    model_within(2, || {
+        let world = World::new((BlockingMutex::default(), Sleepers::default()), 3);
+        let body = |world: &World<(BlockingMutex, Sleepers)>, number| {
+            let vcpu = world.vcpu(number);
+            let _guard = world.lock.0.lock(&vcpu, &world.lock.1);
+            world.section(number);
+        };
+        let others: Vec<_> = [1, 2]
+            .into_iter()
+            .map(|number| {
+                let world = Arc::clone(&world);
+                thread::spawn(move || body(&world, number))
+            })
+            .collect();
+        body(&world, 0);
+        for other in others {
+            other.join().unwrap();
+        }
+        world.judge();
+    });
+}
+
 /// The strict form, from the lock's own words: from the very instruction that takes a free lock to
 /// the one that releases it. There is one vCPU, which takes the lock once.
 fn check_strictly<L: Send + Sync + 'static>(
@@ -211,7 +390,7 @@ fn check_strictly<L: Send + Sync + 'static>(
     is_locked: fn(&L) -> bool,
     take: fn(&L, &TestVcpu<'_>),
 ) {
-    model(3, move || {
+    model(move || {
         let world = World::new(make(), 1);
         let observer = observe_last(&world, move |world| {
             let before = is_locked(&world.lock);
@@ -273,21 +452,42 @@ fn mutex_shows_from_first_to_last() {
 }
 
 #[test]
-fn hand_back_rings_once_after_the_last_section_and_never_inside() {
-    model(3, || {
-        let rings = Arc::new(AtomicU32::new(0));
-        let lines = [VcpuLines::default()];
-        lines[0]
-            .host
-            .r#yield
-            .store(VIRTIO_ECS_YIELD_RELEASE, Ordering::Relaxed);
-        let vcpu = Vcpu::new(0, &lines, Bell(Arc::clone(&rings)), OffsetMap(0), 1).unwrap();
-        vcpu.activate_preemptable_ecs();
-        vcpu.activate_non_preemptable_ecs();
-        vcpu.deactivate_non_preemptable_ecs();
-        assert_eq!(rings.load(Ordering::Relaxed), 0);
-        vcpu.deactivate_preemptable_ecs();
-        assert_eq!(rings.load(Ordering::Relaxed), 1);
-        assert_eq!(lines[0].guest.handback.load(Ordering::Relaxed), 1);
+fn tried_locks_show_from_first_to_last() {
+    check_strictly(TicketLock::default, TicketLock::is_locked, |lock, vcpu| {
+        drop(lock.try_lock(vcpu));
+    });
+    check_strictly(
+        QueueLock::<1>::default,
+        QueueLock::is_locked,
+        |lock, vcpu| {
+            drop(lock.try_lock(vcpu));
+        },
+    );
+    check_strictly(
+        BlockingMutex::default,
+        BlockingMutex::is_locked,
+        |lock, vcpu| {
+            drop(lock.try_lock(vcpu, &Yield));
+        },
+    );
+    check_strictly(RwSpinLock::default, RwSpinLock::is_locked, |lock, vcpu| {
+        drop(lock.try_write(vcpu));
+    });
+    check_strictly(RwSpinLock::default, RwSpinLock::is_locked, |lock, vcpu| {
+        drop(lock.try_read(vcpu));
+    });
+}
+
+#[test]
+fn downgrading_shows_from_first_to_last() {
+    check_strictly(RwSpinLock::default, RwSpinLock::is_locked, |lock, vcpu| {
+        drop(lock.write(vcpu).downgrade());
+    });
+}
+
+#[test]
+fn upgrading_shows_from_first_to_last() {
+    check_strictly(RwSpinLock::default, RwSpinLock::is_locked, |lock, vcpu| {
+        drop(lock.upgradable(vcpu).upgrade());
     });
 }

@@ -1,7 +1,7 @@
 //! Queue lock (MCS): each vCPU spins on a word of its own.
 
 use crate::atomic::{AtomicU32, Ordering, pause};
-use crate::vcpu::{Annotate, Spin, WaitFor};
+use crate::vcpu::{Annotate, Outer, WaitFor};
 
 const WAITING: u32 = 0;
 const GRANTED: u32 = 1;
@@ -13,6 +13,13 @@ struct Node {
     granted: AtomicU32,
     /// vCPU that comes next, plus one.
     next: AtomicU32,
+}
+
+impl Node {
+    fn reset(&self) {
+        self.granted.store(WAITING, Ordering::Relaxed);
+        self.next.store(0, Ordering::Relaxed);
+    }
 }
 
 /// A queue lock for vCPUs `0..N`. All zero is unlocked.
@@ -55,43 +62,101 @@ fn node_at(nodes: &[Node], place: u32) -> Option<&Node> {
 }
 
 impl<const N: usize> QueueLock<N> {
+    /// An unlocked lock, for statics.
+    #[cfg(not(test))]
+    #[must_use]
+    pub const fn new() -> Self {
+        Self {
+            tail: AtomicU32::new(0),
+            holder: AtomicU32::new(0),
+            nodes: [const {
+                Node {
+                    granted: AtomicU32::new(WAITING),
+                    next: AtomicU32::new(0),
+                }
+            }; N],
+        }
+    }
+
     /// Takes the lock, spinning; `None` for a vCPU without a node.
     pub fn lock<'l, A: Annotate>(&'l self, vcpu: &'l A) -> Option<QueueGuard<'l, A>> {
-        let me = vcpu.number().checked_add(1)?;
-        let node = node_at(&self.nodes, me)?;
-        node.granted.store(WAITING, Ordering::Relaxed);
-        node.next.store(0, Ordering::Relaxed);
+        let (me, node) = self.place(vcpu)?;
+        node.reset();
         let outer = vcpu.wait_enter();
         let before = self.tail.swap(me, Ordering::AcqRel);
         let ahead = node_at(&self.nodes, before);
         if let Some(ahead) = ahead {
             ahead.next.store(me, Ordering::Release);
-            let holder = self.holder.load(Ordering::Relaxed);
             let wait = WaitFor {
                 word: &node.granted,
                 mask: u32::MAX,
                 value: GRANTED,
-                holder,
+                holder: 0,
             };
-            vcpu.wait_spin(&wait);
-            let mut spin = Spin::default();
-            while !wait.ended() {
-                if vcpu.spin(&mut spin) {
-                    vcpu.wait_holder(self.holder.load(Ordering::Relaxed));
-                }
-            }
+            wait.spin_out(vcpu, &self.holder);
         }
+        Some(self.taken(vcpu, outer, me, node, ahead.is_some()))
+    }
+
+    /// Takes the lock if it is free at this instant; `None` also for a vCPU without a node.
+    pub fn try_lock<'l, A: Annotate>(&'l self, vcpu: &'l A) -> Option<QueueGuard<'l, A>> {
+        let (me, node) = self.place(vcpu)?;
+        // In a queue, this vCPU's node belongs to whoever stands behind it.
+        if self.is_locked() {
+            return None;
+        }
+        node.reset();
+        let outer = vcpu.wait_enter();
+        let joined = self
+            .tail
+            .compare_exchange(0, me, Ordering::AcqRel, Ordering::Relaxed);
+        if joined.is_err() {
+            vcpu.wait_end(outer);
+            return None;
+        }
+        Some(self.taken(vcpu, outer, me, node, false))
+    }
+
+    /// The guard of a lock that this vCPU holds and whose guard was forgotten, for interfaces where
+    /// locking and unlocking are calls apart. `None` for a vCPU without a node.
+    pub fn held<'l, A: Annotate>(&'l self, vcpu: &'l A) -> Option<QueueGuard<'l, A>> {
+        let (_, node) = self.place(vcpu)?;
+        Some(self.guard(vcpu, node, false))
+    }
+
+    /// Number plus one, and node, of a vCPU.
+    fn place<A: Annotate>(&self, vcpu: &A) -> Option<(u32, &Node)> {
+        let me = vcpu.number().checked_add(1)?;
+        Some((me, node_at(&self.nodes, me)?))
+    }
+
+    fn taken<'l, A: Annotate>(
+        &'l self,
+        vcpu: &'l A,
+        outer: Outer,
+        me: u32,
+        node: &'l Node,
+        waited: bool,
+    ) -> QueueGuard<'l, A> {
         vcpu.enter_non_preemptable();
         vcpu.wait_end(outer);
         self.holder.store(me, Ordering::Relaxed);
-        let waited = ahead.is_some();
-        Some(QueueGuard {
+        self.guard(vcpu, node, waited)
+    }
+
+    fn guard<'l, A: Annotate>(
+        &'l self,
+        vcpu: &'l A,
+        node: &'l Node,
+        waited: bool,
+    ) -> QueueGuard<'l, A> {
+        QueueGuard {
             tail: &self.tail,
             node,
             nodes: &self.nodes,
             vcpu,
             waited,
-        })
+        }
     }
 
     /// Whether some vCPU holds the lock or waits for it, at this instant.

@@ -67,6 +67,19 @@ impl WaitFor<'_> {
     pub fn ended(&self) -> bool {
         self.word.load(Ordering::Acquire) & self.mask == self.value
     }
+
+    /// Announces the wait and spins until it has ended. `holder` is where the lock says who holds it
+    /// (vCPU plus one, a hint).
+    pub(crate) fn spin_out<A: Annotate>(mut self, vcpu: &A, holder: &AtomicU32) {
+        self.holder = holder.load(Ordering::Relaxed);
+        vcpu.wait_spin(&self);
+        let mut spin = Spin::default();
+        while !self.ended() {
+            if vcpu.spin(&mut spin) {
+                vcpu.wait_holder(holder.load(Ordering::Relaxed));
+            }
+        }
+    }
 }
 
 /// The wait that was on when another one began, as in an interrupt that takes a lock while the
