@@ -115,6 +115,9 @@ struct virtio_ecs_host_line {		/* written by the host, read by the guest */
 #define VIRTIO_ECS_WORD_NONE		0
 #define VIRTIO_ECS_WORD_X86_PREEMPT	1	/* x86 preempt_count: bits 0-7 preempt depth, 8-15 softirq,
 						 * 16-19 hardirq, 20-23 NMI, bit 31 inverted need-resched */
+#define VIRTIO_ECS_WORD_X86_PREEMPT64	2	/* the low half of a 64-bit x86 preempt_count: bits 0-7 preempt
+						 * depth, 8-15 softirq, 16-23 interrupts disabled, 24-27 hardirq,
+						 * 28-31 NMI */
 
 /* register.flags */
 #define VIRTIO_ECS_REG_NO_PREEMPT_COUNT	(1U << 0)	/* kernel without PREEMPT_COUNT: the word shows

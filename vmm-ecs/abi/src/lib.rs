@@ -166,6 +166,8 @@ pub const VIRTIO_ECS_CTRL_QUERY: u16 = 3;
 pub const VIRTIO_ECS_WORD_NONE: u32 = 0;
 /// `register.word_format`: x86 `preempt_count`.
 pub const VIRTIO_ECS_WORD_X86_PREEMPT: u32 = 1;
+/// `register.word_format`: the low half of a 64-bit x86 `preempt_count`.
+pub const VIRTIO_ECS_WORD_X86_PREEMPT64: u32 = 2;
 
 /// `register.flags`: the kernel has no PREEMPT_COUNT, the word shows interrupt context only.
 pub const VIRTIO_ECS_REG_NO_PREEMPT_COUNT: u32 = 1 << 0;
@@ -438,6 +440,10 @@ pub const CONSTANTS: &[(&str, u64)] = &[
     (
         "VIRTIO_ECS_WORD_X86_PREEMPT",
         VIRTIO_ECS_WORD_X86_PREEMPT as u64,
+    ),
+    (
+        "VIRTIO_ECS_WORD_X86_PREEMPT64",
+        VIRTIO_ECS_WORD_X86_PREEMPT64 as u64,
     ),
     (
         "VIRTIO_ECS_REG_NO_PREEMPT_COUNT",

@@ -159,7 +159,7 @@ pub struct VcpuSlots {
     registration: VirtioEcsRegister,
     guest: Place,
     host: Place,
-    word: Option<Place>,
+    word: Option<(Place, WordFormat)>,
     counters: Arc<SlotCounters>,
 }
 
@@ -199,9 +199,15 @@ impl VcpuSlots {
         }
         let word = match registration.word_format {
             VIRTIO_ECS_WORD_NONE => None,
-            VIRTIO_ECS_WORD_X86_PREEMPT => Some(Place::new(mem, registration.word_addr, 4, 4)?),
+            VIRTIO_ECS_WORD_X86_PREEMPT => Some(WordFormat::X86Preempt),
+            VIRTIO_ECS_WORD_X86_PREEMPT64 => Some(WordFormat::X86Preempt64),
             other => return Err(SlotError::BadFormat(other)),
         };
+        let word = word
+            .map(|format| {
+                Place::new(mem, registration.word_addr, 4, 4).map(|place| (place, format))
+            })
+            .transpose()?;
         Ok(Self {
             mem: mem.clone(),
             registration: *registration,
@@ -259,9 +265,7 @@ impl VcpuSlots {
         }
         let wait = self.read_wait(waiting)?;
         let word = match &self.word {
-            // A spinning waiter also has preemption disabled: its word says nothing of a holder
-            // below interrupt level.
-            Some(place) => word_in_section(place.load32(0)?, wait != Wait::None),
+            Some((place, format)) => format.in_section(place.load32(0)?, wait != Wait::None),
             None => false,
         };
         Some(CsSnapshot {
@@ -356,17 +360,34 @@ impl VcpuSlots {
     }
 }
 
-const PREEMPT_MASK: u32 = 0x0000_00ff;
-const SOFTIRQ_MASK: u32 = 0x0000_ff00;
-const HARDIRQ_NMI_MASK: u32 = 0x00ff_0000;
+/// How an existing word of the guest shows sections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum WordFormat {
+    /// Bits 16-19 hardirq, 20-23 NMI, bit 31 the folded need-resched bit.
+    X86Preempt,
+    /// Bits 16-23 interrupts disabled, 24-27 hardirq, 28-31 NMI.
+    X86Preempt64,
+}
 
-/// Whether an x86 `preempt_count` shows a section; bit 31 is the folded need-resched bit. While
-/// the vCPU waits, one level of preemption disabling is the wait's own.
-fn word_in_section(word: u32, waits: bool) -> bool {
-    if word & (SOFTIRQ_MASK | HARDIRQ_NMI_MASK) != 0 {
-        return true;
+impl WordFormat {
+    /// Whether the word shows a section. A spinning waiter has preemption disabled as a holder has,
+    /// perhaps softirqs or interrupts too: one level of each is the wait's own.
+    fn in_section(self, word: u32, waits: bool) -> bool {
+        const PREEMPT: u32 = 0x0000_00ff;
+        const SOFTIRQ: u32 = 0x0000_ff00;
+        /// Softirqs disabled once; one that is served counts half of that.
+        const SOFTIRQ_DISABLED: u32 = 0x0000_0200;
+        let (irqs_disabled, interrupts) = match self {
+            Self::X86Preempt => (0, word & 0x00ff_0000),
+            Self::X86Preempt64 => (word & 0x00ff_0000, word & 0xff00_0000),
+        };
+        let own = |bits: u32, level: u32| waits && bits == level;
+        let (preempt, softirq) = (word & PREEMPT, word & SOFTIRQ);
+        interrupts != 0
+            || (irqs_disabled != 0 && !own(irqs_disabled, 0x0001_0000))
+            || (softirq != 0 && !own(softirq, SOFTIRQ_DISABLED))
+            || (preempt != 0 && !own(preempt, 1))
     }
-    word & PREEMPT_MASK > u32::from(waits)
 }
 
 /// Slots of every registered vCPU of one VM; index is the vCPU number.

@@ -253,6 +253,8 @@ fn a_spinning_waiter_is_no_holder_for_the_level_its_own_wait_disabled() {
         (0, false, "waits with preemption enabled"),
         (1, false, "only the wait's own level"),
         (2, true, "holds another lock"),
+        (1 | 2 << 8, false, "waits with softirqs disabled"),
+        (1 | 4 << 8, true, "softirqs were disabled before"),
         (1 | 1 << 8, true, "waits in a softirq"),
         (1 | 1 << 16, true, "waits in an interrupt"),
     ];
@@ -261,6 +263,39 @@ fn a_spinning_waiter_is_no_holder_for_the_level_its_own_wait_disabled() {
             let shown = word_shows(&guest, count | 1 << 31, waiting);
             assert_eq!(shown, inside, "{what}");
         }
+    }
+}
+
+#[test]
+fn a_64_bit_preempt_count_has_its_bits_elsewhere() {
+    let guest = Guest::new(&VirtioEcsRegister {
+        word_format: VIRTIO_ECS_WORD_X86_PREEMPT64,
+        ..registration_with_word()
+    });
+    // Without a wait, and in one.
+    let cases = [
+        (0, false, false, "preemptible"),
+        (1, true, false, "one level of preemption"),
+        (2, true, true, "two levels"),
+        (1 << 8, true, true, "softirq"),
+        (2 << 8, true, false, "softirqs disabled"),
+        (1 << 16, true, false, "interrupts disabled"),
+        (2 << 16, true, true, "interrupts disabled twice"),
+        (1 << 24, true, true, "hardirq"),
+        (1 << 28, true, true, "NMI"),
+        (1 << 31, true, true, "NMI, deepest bit"),
+    ];
+    for (word, inside, waiting, what) in cases {
+        assert_eq!(
+            word_shows(&guest, word, VIRTIO_ECS_WAIT_NONE),
+            inside,
+            "{what}"
+        );
+        assert_eq!(
+            word_shows(&guest, word, VIRTIO_ECS_WAIT_SPIN),
+            waiting,
+            "{what}, waits"
+        );
     }
 }
 

@@ -82,7 +82,7 @@ fn each_refusal_has_its_status() {
         ),
         (
             VirtioEcsRegister {
-                word_format: 2,
+                word_format: 3,
                 ..with_word
             },
             SlotError::BadFormat(2),
