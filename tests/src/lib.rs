@@ -8,8 +8,8 @@
 //! [`skip!`] and [`slow!`] end a test with a printed reason, which `cargo xtask test` counts and
 //! lists. [`workspace_program`] builds and finds a program of this workspace, [`release_program`]
 //! one as it is released. [`header`] and [`cc`] read and compile the C side of the ABI. A [`Rig`]
-//! has two CPUs to itself and starts real daemons ([`Daemon`]) and real VMs ([`TestVm`]) on them.
-//! The cases are in `tests/`.
+//! has two CPUs to itself and starts real daemons ([`Daemon`]) and real VMs ([`TestVm`]) on them;
+//! [`linux`] boots real Linux guests. The cases are in `tests/`.
 //!
 //! # Invariants
 //! A skip always has a name and a reason. Programs are up to date with the sources when a test
@@ -22,6 +22,7 @@
 
 pub mod cc;
 pub mod header;
+pub mod linux;
 pub mod process;
 pub mod scheduling;
 

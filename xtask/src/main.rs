@@ -35,6 +35,7 @@ Usage: cargo xtask COMMAND
 
 Commands:
   setup      Install the C compiler and headers, if they are missing
+  stacks     Fetch kernels and QEMU for the tests of Linux guests into a cache
   check      Formatting, lints and documentation
   test       check, then every test
   test-full  test, with the slow cases
@@ -44,10 +45,11 @@ fn main() -> anyhow::Result<ExitCode> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let tally = match arguments.as_slice() {
-        ["setup"] => return setup(),
+        ["setup"] => return Ok(exit_code(script("xtask/setup.sh")?)),
+        ["stacks"] => return Ok(exit_code(script(STACKS)?)),
         ["check"] => check::run()?,
-        ["test"] => check::run()?.and(test::run(test::Extent::Usual)?),
-        ["test-full"] => check::run()?.and(test::run(test::Extent::Full)?),
+        ["test"] => everything(test::Extent::Usual)?,
+        ["test-full"] => everything(test::Extent::Full)?,
         ["help" | "--help" | "-h"] => {
             print!("{USAGE}");
             return Ok(ExitCode::SUCCESS);
@@ -60,13 +62,25 @@ fn main() -> anyhow::Result<ExitCode> {
     Ok(close(&tally))
 }
 
-fn setup() -> anyhow::Result<ExitCode> {
+/// Fetches what tests of Linux guests need.
+const STACKS: &str = "tests/stacks/setup.sh";
+
+/// Checks and tests.
+fn everything(extent: test::Extent) -> anyhow::Result<Tally> {
+    let checked = check::run()?;
+    // Without them the tests skip themselves, by name, and say why.
+    script(STACKS)?;
+    Ok(checked.and(test::run(extent)?))
+}
+
+/// Runs a shell script of the tree; whether it succeeded.
+fn script(path: &str) -> anyhow::Result<bool> {
     let status = Command::new("sh")
-        .arg("xtask/setup.sh")
+        .arg(path)
         .current_dir(root())
         .status()
-        .context("Cannot run sh xtask/setup.sh")?;
-    Ok(exit_code(status.success()))
+        .with_context(|| format!("Cannot run sh {path}"))?;
+    Ok(status.success())
 }
 
 /// Prints what failed, what was skipped, and the totals as the last line.

@@ -85,7 +85,7 @@ fn each_refusal_has_its_status() {
                 word_format: 3,
                 ..with_word
             },
-            SlotError::BadFormat(2),
+            SlotError::BadFormat(3),
             VIRTIO_ECS_S_BAD_FORMAT,
         ),
         (

@@ -1,0 +1,391 @@
+//! A stock Linux kernel with our driver: what the host reads is true, whatever the guest does.
+//!
+//! Every case runs on two Debian kernels under emulation; absolute times mean nothing there.
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::cast_precision_loss
+)]
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use ecs_tests::linux::{Guest, Kernel, Machine, Meddler, Meddling, Parts, Tally, Truth, Watch};
+use ecs_tests::process::until;
+use ecs_tests::{is_full, parts};
+
+const KERNELS: [&str; 2] = ["7.3", "6.12"];
+/// Time for what the driver does by itself, once a second, on a slow machine.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Boots every kernel in turn with our device.
+fn on_every_kernel(parts: &Parts, case: impl Fn(&Kernel, &mut Watch, &mut Guest)) {
+    for name in KERNELS {
+        let kernel = parts.kernel(name).unwrap();
+        let mut watch = Watch::new().unwrap();
+        let mut guest = Guest::boot(parts, &kernel, &Machine::default(), watch.socket()).unwrap();
+        case(&kernel, &mut watch, &mut guest);
+        assert_eq!(guest.complaints(), Vec::<String>::new(), "Linux {name}");
+        assert_eq!(watch.faults(), 0, "Linux {name}");
+    }
+}
+
+/// Loads driver and test module, with every CPU registered.
+fn loaded(watch: &Watch, guest: &mut Guest, parameters: &str) -> Truth {
+    guest.load_driver(parameters).unwrap();
+    watch.wait_for(&[0, 1, 2, 3], PATIENCE).unwrap();
+    Truth::load(guest).unwrap()
+}
+
+/// Share of `part` in `whole`.
+fn ratio(part: u64, whole: u64) -> f64 {
+    part as f64 / whole.max(1) as f64
+}
+
+/// Reads outside of sections that showed one, where nothing was disabled: fewer than 0.1 %.
+fn assert_quiet_outside(tally: &Tally, what: &str) {
+    assert!(
+        ratio(tally.outside_wrong, tally.outside) < 0.001,
+        "{what}: {tally:?}"
+    );
+}
+
+#[test]
+fn non_preemptable_sections_are_never_missed() {
+    let parts = parts!("non_preemptable_sections_are_never_missed");
+    on_every_kernel(&parts, |kernel, watch, guest| {
+        let truth = loaded(watch, guest, "sections=all");
+        let mut sum = 0;
+        for work in [
+            "spin cpu=1",
+            "spin_irq cpu=1,2",
+            "spin_bh cpu=1,2",
+            "spin_nested cpu=1",
+            "rw_read cpu=0,1",
+            "rw_write cpu=0,1,2",
+            "irq cpu=1",
+            "softirq cpu=1",
+        ] {
+            let work = format!("{work} ms=1000 hold_us=30 gap_us=60");
+            let tally = watch.judge(guest, &truth, &work).unwrap();
+            assert!(tally.np > 10_000, "{work}: {tally:?}");
+            assert_eq!(tally.np_missed, 0, "{work}: {tally:?}");
+            assert_quiet_outside(&tally, &work);
+            sum += tally.np;
+        }
+        println!(
+            "Linux {}: {sum} reads inside non-preemptable sections, none missed",
+            kernel.version()
+        );
+        assert!(sum > 1_000_000, "only {sum} reads");
+    });
+}
+
+#[test]
+fn an_idle_cpu_is_in_no_section() {
+    let parts = parts!("an_idle_cpu_is_in_no_section");
+    on_every_kernel(&parts, |kernel, watch, guest| {
+        let truth = loaded(watch, guest, "");
+        let work = "idle cpu=0,1,2,3 ms=2000 hold_us=1000 gap_us=100";
+        let tally = watch.judge(guest, &truth, work).unwrap();
+        println!(
+            "Linux {}: {} reads asleep or outside, {} showed a section although nothing was disabled; \
+             {:.2} % with interrupts",
+            kernel.version(),
+            tally.outside,
+            tally.outside_wrong,
+            ratio(tally.away_inside, tally.away) * 100.0
+        );
+        assert!(tally.outside > 10_000, "{tally:?}");
+        assert_quiet_outside(&tally, work);
+    });
+}
+
+#[test]
+fn a_spinning_waiter_is_no_holder_and_says_what_it_waits_for() {
+    let parts = parts!("a_spinning_waiter_is_no_holder_and_says_what_it_waits_for");
+    on_every_kernel(&parts, |kernel, watch, guest| {
+        let truth = loaded(watch, guest, "");
+        // Three CPUs: the first waiter of a queued spinlock spins before it says so.
+        for work in ["spin cpu=0,1,2", "spin_bh cpu=0,1,2", "rw_write cpu=0,1,2"] {
+            let work = format!("{work} ms=1500 hold_us=50 gap_us=5");
+            let tally = watch.judge(guest, &truth, &work).unwrap();
+            println!(
+                "Linux {}: {work}: {} reads of waiters, {:.1} % seen to wait, {:.1} % taken for holders, \
+                 {:.2} % of {} descriptors of another lock",
+                kernel.version(),
+                tally.waiting,
+                ratio(tally.waits_seen, tally.waiting) * 100.0,
+                ratio(tally.waiter_as_holder, tally.waiting) * 100.0,
+                ratio(tally.descriptors_wrong, tally.descriptors) * 100.0,
+                tally.descriptors,
+            );
+            assert!(
+                tally.waiting > 10_000 && tally.descriptors > 10_000,
+                "{work}: {tally:?}"
+            );
+            assert!(
+                ratio(tally.waits_seen, tally.waiting) > 0.5,
+                "{work}: {tally:?}"
+            );
+            assert!(
+                ratio(tally.descriptors_wrong, tally.descriptors) < 0.02,
+                "{work}: {tally:?}"
+            );
+        }
+    });
+}
+
+/// Sections the driver still knows of, by its own count.
+fn tasks_left(guest: &mut Guest) -> u64 {
+    let counters = guest
+        .sh("cat /sys/kernel/debug/virtio_ecs/counters")
+        .unwrap();
+    let tasks = counters
+        .lines()
+        .find_map(|line| line.strip_prefix("tasks "));
+    tasks.unwrap().trim().parse().unwrap()
+}
+
+#[test]
+fn preemptable_sections_follow_their_task() {
+    let parts = parts!("preemptable_sections_follow_their_task");
+    on_every_kernel(&parts, |kernel, watch, guest| {
+        let truth = loaded(watch, guest, "sections=all");
+        let mut sum = Tally::default();
+        for work in [
+            "mutex cpu=1,2",
+            "mutex_interruptible cpu=1,2",
+            "mutex_killable cpu=1,2",
+            "mutex_trylock cpu=1,2",
+            "mutex_nested cpu=1,2",
+            "rwsem_read cpu=1,2",
+            "rwsem_write cpu=1,2",
+            "rwsem_trylock cpu=1,2",
+            "rwsem_downgrade cpu=1,2",
+            "sleep_mutex cpu=1,2",
+            "migrate_mutex cpu=1,2,3",
+        ] {
+            let work = format!("{work} ms=700 hold_us=100 gap_us=100");
+            let tally = watch.judge(guest, &truth, &work).unwrap();
+            assert_eq!(tally.p_missed, 0, "{work}: {tally:?}");
+            assert_quiet_outside(&tally, &work);
+            // A holder that sleeps is nobody's running task.
+            assert!(
+                tally.p > 1000 || work.starts_with("sleep"),
+                "{work}: {tally:?}"
+            );
+            sum.p += tally.p;
+        }
+        guest.sh("rmmod ecs_test").unwrap();
+        let left = tasks_left(guest);
+        println!(
+            "Linux {}: {} reads of running holders of a mutex or rwsem, none missed; {left} tasks \
+             still counted as holders",
+            kernel.version(),
+            sum.p
+        );
+        // What the kernel itself holds at this moment, but no leak of thousands of operations.
+        assert!(left < 8, "{left} tasks are still holders");
+    });
+}
+
+#[test]
+fn contended_mutexes_show_their_holder() {
+    let parts = parts!("contended_mutexes_show_their_holder");
+    on_every_kernel(&parts, |kernel, watch, guest| {
+        let truth = loaded(watch, guest, "sections=contended");
+        let work = "mutex cpu=0,1,2 ms=2000 hold_us=500 gap_us=50";
+        let tally = watch.judge(guest, &truth, work).unwrap();
+        println!(
+            "Linux {}: sections=contended: {:.1} % of reads showed the running holder",
+            kernel.version(),
+            100.0 - ratio(tally.p_missed, tally.p) * 100.0
+        );
+        assert!(tally.p > 1000, "{tally:?}");
+        assert!(ratio(tally.p_missed, tally.p) < 0.5, "{tally:?}");
+    });
+}
+
+#[test]
+fn cpus_come_and_go() {
+    let parts = parts!("cpus_come_and_go");
+    on_every_kernel(&parts, |_, watch, guest| {
+        loaded(watch, guest, "");
+        for _ in 0..3 {
+            guest
+                .sh("echo 0 >/sys/devices/system/cpu/cpu3/online")
+                .unwrap();
+            watch.wait_for(&[0, 1, 2], PATIENCE).unwrap();
+            guest
+                .sh("echo 1 >/sys/devices/system/cpu/cpu3/online")
+                .unwrap();
+            watch.wait_for(&[0, 1, 2, 3], PATIENCE).unwrap();
+        }
+        guest.sh("rmmod virtio_ecs").unwrap();
+        watch.wait_for(&[], PATIENCE).unwrap();
+    });
+}
+
+#[test]
+fn it_loads_and_unloads_under_load() {
+    let parts = parts!("it_loads_and_unloads_under_load");
+    let cycles = if is_full() { 1000 } else { 20 };
+    on_every_kernel(&parts, |kernel, watch, guest| {
+        guest.sh("insmod /ecs_test.ko").unwrap();
+        let mut slab_kb = Vec::new();
+        for cycle in 0..cycles {
+            let sections = ["off", "contended", "all"][cycle % 3];
+            if cycle % 20 == 0 {
+                let work = "echo mutex cpu=0,1,2 ms=60000 hold_us=20 gap_us=20";
+                let dir = Truth::DIR;
+                guest
+                    .sh(&format!("echo 1 >{dir}/stop; {work} >{dir}/run"))
+                    .unwrap();
+            }
+            guest.load_driver(&format!("sections={sections}")).unwrap();
+            guest.sh("rmmod virtio_ecs").unwrap();
+            if cycle % 10 == 9 {
+                let slab = guest.sh("awk '/^Slab:/ {print $2}' /proc/meminfo").unwrap();
+                slab_kb.push(slab.trim().parse::<i64>().unwrap());
+            }
+        }
+        guest.sh(&format!("echo 1 >{}/stop", Truth::DIR)).unwrap();
+        assert_eq!(watch.registered(), Vec::<usize>::new());
+        let grown = slab_kb.last().unwrap() - slab_kb.first().unwrap();
+        println!(
+            "Linux {}: {cycles} cycles, slab memory {grown} kB more than after the tenth",
+            kernel.version()
+        );
+        assert!(grown < 2048, "slab memory in kB: {slab_kb:?}");
+    });
+}
+
+#[test]
+fn what_the_device_has_lost_is_registered_again() {
+    let parts = parts!("what_the_device_has_lost_is_registered_again");
+    on_every_kernel(&parts, |_, watch, guest| {
+        let truth = loaded(watch, guest, "");
+        for _ in 0..3 {
+            let before: Vec<_> = (0..4).map(|cpu| watch.slots(cpu).unwrap()).collect();
+            watch.forget();
+            let is_new = |cpu: usize| {
+                let now = watch.slots(cpu);
+                now.is_some_and(|now| !Arc::ptr_eq(&now, &before[cpu]))
+            };
+            until("new registrations", PATIENCE, || {
+                (0..4).all(is_new).then_some(())
+            })
+            .unwrap();
+            let work = "spin cpu=1,2 ms=300 hold_us=20 gap_us=20";
+            let tally = watch.judge(guest, &truth, work).unwrap();
+            assert_eq!(tally.np_missed, 0, "{tally:?}");
+        }
+    });
+}
+
+/// Lines of the kernel's log that name the driver, after it was loaded.
+fn said(guest: &Guest) -> Vec<String> {
+    let console = guest.console();
+    let ours = |line: &&str| line.contains("virtio_ecs: ") && !line.contains("taints");
+    console.lines().filter(ours).map(str::to_owned).collect()
+}
+
+#[test]
+fn a_device_that_dies_costs_a_time_out_and_no_more() {
+    let parts = parts!("a_device_that_dies_costs_a_time_out_and_no_more");
+    on_every_kernel(&parts, |_, watch, guest| {
+        loaded(watch, guest, "ctrl_timeout_ms=200");
+        watch.stop();
+        let start = Instant::now();
+        guest
+            .sh("echo 0 >/sys/devices/system/cpu/cpu3/online")
+            .unwrap();
+        guest
+            .sh("echo 1 >/sys/devices/system/cpu/cpu3/online")
+            .unwrap();
+        guest.sh("rmmod virtio_ecs").unwrap();
+        assert!(start.elapsed() < PATIENCE, "{:?}", start.elapsed());
+        let said = said(guest);
+        let about = said
+            .iter()
+            .filter(|line| line.contains("does not answer"))
+            .count();
+        assert!(about <= 1, "{said:?}");
+        guest.sh("true").unwrap();
+    });
+}
+
+/// Boots each kernel with a device that misbehaves, and loads the driver; it must say so once, in
+/// the words of `says`, and the guest runs on.
+fn misbehaving(meddling: &Meddling, says: &str, check: impl Fn(&Watch, &Meddler, &mut Guest)) {
+    let parts = Parts::find().unwrap();
+    for name in KERNELS {
+        let kernel = parts.kernel(name).unwrap();
+        let watch = Watch::new().unwrap();
+        let meddler = Meddler::new(watch.socket(), meddling.clone()).unwrap();
+        let mut guest =
+            Guest::boot(&parts, &kernel, &Machine::default(), meddler.socket()).unwrap();
+        guest.load_driver("ctrl_timeout_ms=200").unwrap();
+        let start = Instant::now();
+        check(&watch, &meddler, &mut guest);
+        guest.sh("rmmod virtio_ecs").unwrap();
+        assert!(
+            start.elapsed() < 2 * PATIENCE,
+            "Linux {name}: {:?}",
+            start.elapsed()
+        );
+        let said = said(&guest);
+        let lines = said.iter().filter(|line| line.contains(says)).count();
+        assert_eq!(lines, 1, "Linux {name} said {said:?}");
+        assert_eq!(guest.complaints(), Vec::<String>::new(), "Linux {name}");
+    }
+}
+
+#[test]
+fn a_device_of_another_kind_or_version_is_left_alone() {
+    parts!("a_device_of_another_kind_or_version_is_left_alone");
+    let nobody = |watch: &Watch, _: &Meddler, _: &mut Guest| {
+        assert_eq!(watch.registered(), Vec::<usize>::new());
+    };
+    let config = |offset: usize, value: &[u8]| Meddling {
+        config: vec![(offset, value.to_vec())],
+        ..Meddling::default()
+    };
+    misbehaving(&config(0, b"evil"), "magic", nobody);
+    // version_min and version_max
+    misbehaving(&config(4, &[9, 0, 9, 0]), "versions 9 to 9", nobody);
+    // line_size
+    misbehaving(&config(20, &[32, 0]), "lines of 64 bytes", nobody);
+}
+
+#[test]
+fn cpus_beyond_what_the_device_serves_run_without() {
+    parts!("cpus_beyond_what_the_device_serves_run_without");
+    let meddling = Meddling {
+        config: vec![(16, vec![2, 0, 0, 0])],
+        ..Meddling::default()
+    };
+    misbehaving(&meddling, "serves CPUs below 2", |watch, _, _| {
+        watch.wait_for(&[0, 1], PATIENCE).unwrap();
+    });
+}
+
+#[test]
+fn a_device_that_never_answers_is_given_up() {
+    parts!("a_device_that_never_answers_is_given_up");
+    let meddling = Meddling {
+        deaf: vec![0],
+        ..Meddling::default()
+    };
+    misbehaving(&meddling, "does not answer", |watch, meddler, guest| {
+        until("a kick", PATIENCE, || meddler.was_kicked(0).then_some(())).unwrap();
+        assert_eq!(watch.registered(), Vec::<usize>::new());
+        guest
+            .sh("echo 0 >/sys/devices/system/cpu/cpu3/online")
+            .unwrap();
+        guest
+            .sh("echo 1 >/sys/devices/system/cpu/cpu3/online")
+            .unwrap();
+    });
+}
