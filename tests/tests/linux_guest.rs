@@ -7,6 +7,7 @@
     clippy::cast_precision_loss
 )]
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -67,8 +68,8 @@ fn non_preemptable_sections_are_never_missed() {
             "softirq cpu=1",
         ] {
             let work = format!("{work} ms=1000 hold_us=30 gap_us=60");
-            let tally = watch.judge(guest, &truth, &work).unwrap();
-            assert!(tally.np > 10_000, "{work}: {tally:?}");
+            let enough = |tally: &Tally| tally.np > 130_000;
+            let tally = watch.judge(guest, &truth, &work, enough).unwrap();
             assert_eq!(tally.np_missed, 0, "{work}: {tally:?}");
             assert_quiet_outside(&tally, &work);
             sum += tally.np;
@@ -87,7 +88,8 @@ fn an_idle_cpu_is_in_no_section() {
     on_every_kernel(&parts, |kernel, watch, guest| {
         let truth = loaded(watch, guest, "");
         let work = "idle cpu=0,1,2,3 ms=2000 hold_us=1000 gap_us=100";
-        let tally = watch.judge(guest, &truth, work).unwrap();
+        let enough = |tally: &Tally| tally.outside > 1_000_000;
+        let tally = watch.judge(guest, &truth, work, enough).unwrap();
         println!(
             "Linux {}: {} reads asleep or outside, {} showed a section although nothing was disabled; \
              {:.2} % with interrupts",
@@ -96,8 +98,9 @@ fn an_idle_cpu_is_in_no_section() {
             tally.outside_wrong,
             ratio(tally.away_inside, tally.away) * 100.0
         );
-        assert!(tally.outside > 10_000, "{tally:?}");
         assert_quiet_outside(&tally, work);
+        // With interrupts and the kernel's own threads; without the idle hint it is nine in ten.
+        assert!(ratio(tally.away_inside, tally.away) < 0.1, "{tally:?}");
     });
 }
 
@@ -109,7 +112,8 @@ fn a_spinning_waiter_is_no_holder_and_says_what_it_waits_for() {
         // Three CPUs: the first waiter of a queued spinlock spins before it says so.
         for work in ["spin cpu=0,1,2", "spin_bh cpu=0,1,2", "rw_write cpu=0,1,2"] {
             let work = format!("{work} ms=1500 hold_us=50 gap_us=5");
-            let tally = watch.judge(guest, &truth, &work).unwrap();
+            let enough = |tally: &Tally| tally.waiting > 50_000 && tally.descriptors > 20_000;
+            let tally = watch.judge(guest, &truth, &work, enough).unwrap();
             println!(
                 "Linux {}: {work}: {} reads of waiters, {:.1} % seen to wait, {:.1} % taken for holders, \
                  {:.2} % of {} descriptors of another lock",
@@ -119,10 +123,6 @@ fn a_spinning_waiter_is_no_holder_and_says_what_it_waits_for() {
                 ratio(tally.waiter_as_holder, tally.waiting) * 100.0,
                 ratio(tally.descriptors_wrong, tally.descriptors) * 100.0,
                 tally.descriptors,
-            );
-            assert!(
-                tally.waiting > 10_000 && tally.descriptors > 10_000,
-                "{work}: {tally:?}"
             );
             assert!(
                 ratio(tally.waits_seen, tally.waiting) > 0.5,
@@ -167,23 +167,24 @@ fn preemptable_sections_follow_their_task() {
             "migrate_mutex cpu=1,2,3",
         ] {
             let work = format!("{work} ms=700 hold_us=100 gap_us=100");
-            let tally = watch.judge(guest, &truth, &work).unwrap();
-            assert_eq!(tally.p_missed, 0, "{work}: {tally:?}");
-            assert_quiet_outside(&tally, &work);
             // A holder that sleeps is nobody's running task.
-            assert!(
-                tally.p > 1000 || work.starts_with("sleep"),
-                "{work}: {tally:?}"
-            );
+            let sleeps = work.starts_with("sleep");
+            let enough = |tally: &Tally| sleeps || tally.p > 20_000;
+            let tally = watch.judge(guest, &truth, &work, enough).unwrap();
+            // Now and then the guest itself runs another task than the holder, which is in none.
+            assert!(ratio(tally.p_missed, tally.p) < 0.001, "{work}: {tally:?}");
+            assert_quiet_outside(&tally, &work);
             sum.p += tally.p;
+            sum.p_missed += tally.p_missed;
         }
         guest.sh("rmmod ecs_test").unwrap();
         let left = tasks_left(guest);
         println!(
-            "Linux {}: {} reads of running holders of a mutex or rwsem, none missed; {left} tasks \
-             still counted as holders",
+            "Linux {}: {} reads of holders of a mutex or rwsem, {} missed; {left} tasks still \
+             counted as holders",
             kernel.version(),
-            sum.p
+            sum.p,
+            sum.p_missed
         );
         // What the kernel itself holds at this moment, but no leak of thousands of operations.
         assert!(left < 8, "{left} tasks are still holders");
@@ -196,13 +197,13 @@ fn contended_mutexes_show_their_holder() {
     on_every_kernel(&parts, |kernel, watch, guest| {
         let truth = loaded(watch, guest, "sections=contended");
         let work = "mutex cpu=0,1,2 ms=2000 hold_us=500 gap_us=50";
-        let tally = watch.judge(guest, &truth, work).unwrap();
+        let enough = |tally: &Tally| tally.p > 20_000;
+        let tally = watch.judge(guest, &truth, work, enough).unwrap();
         println!(
             "Linux {}: sections=contended: {:.1} % of reads showed the running holder",
             kernel.version(),
             100.0 - ratio(tally.p_missed, tally.p) * 100.0
         );
-        assert!(tally.p > 1000, "{tally:?}");
         assert!(ratio(tally.p_missed, tally.p) < 0.5, "{tally:?}");
     });
 }
@@ -278,7 +279,8 @@ fn what_the_device_has_lost_is_registered_again() {
             })
             .unwrap();
             let work = "spin cpu=1,2 ms=300 hold_us=20 gap_us=20";
-            let tally = watch.judge(guest, &truth, work).unwrap();
+            let enough = |tally: &Tally| tally.np > 1000;
+            let tally = watch.judge(guest, &truth, work, enough).unwrap();
             assert_eq!(tally.np_missed, 0, "{tally:?}");
         }
     });
@@ -388,4 +390,64 @@ fn a_device_that_never_answers_is_given_up() {
             .sh("echo 1 >/sys/devices/system/cpu/cpu3/online")
             .unwrap();
     });
+}
+
+/// Figures of the test module's benchmark: ns for each operation.
+fn bench(guest: &mut Guest) -> BTreeMap<String, f64> {
+    let text = guest.sh(&format!("cat {}/bench", Truth::DIR)).unwrap();
+    let line = |line: &str| {
+        let mut words = line.split_whitespace();
+        Some((words.next()?.to_owned(), words.next()?.parse().ok()?))
+    };
+    text.lines().filter_map(line).collect()
+}
+
+#[test]
+fn uncontended_locks_cost_no_instruction_more() {
+    let parts = parts!("uncontended_locks_cost_no_instruction_more");
+    let machine = Machine {
+        cpus: 1,
+        count_instructions: true,
+        ..Machine::default()
+    };
+    for name in KERNELS {
+        let kernel = parts.kernel(name).unwrap();
+        let watch = Watch::new().unwrap();
+        let mut guest = Guest::boot(&parts, &kernel, &machine, watch.socket()).unwrap();
+        guest.sh("insmod /ecs_test.ko").unwrap();
+        let without = bench(&mut guest);
+        let mut with = BTreeMap::new();
+        for sections in ["contended", "all"] {
+            guest.load_driver(&format!("sections={sections}")).unwrap();
+            watch.wait_for(&[0], PATIENCE).unwrap();
+            with.insert(sections, bench(&mut guest));
+            guest.sh("rmmod virtio_ecs").unwrap();
+        }
+        let again = bench(&mut guest);
+        println!(
+            "Linux {}, instructions for each lock and unlock:",
+            kernel.version()
+        );
+        for (lock, before) in &without {
+            println!(
+                "  {lock}: without {before}, contended {}, all {}, unloaded {}",
+                with["contended"][lock], with["all"][lock], again[lock]
+            );
+        }
+        for lock in [
+            "spin",
+            "spin_irq",
+            "rw_read",
+            "rw_write",
+            "mutex",
+            "rwsem_read",
+            "rwsem_write",
+        ] {
+            let (before, after) = (without[lock], with["contended"][lock]);
+            assert!(
+                after <= before * 1.005,
+                "{lock}: {before} without, {after} with"
+            );
+        }
+    }
 }

@@ -147,9 +147,26 @@ impl Kernel {
     }
 }
 
-/// Copies what has changed, so that make sees nothing else as new.
+/// Copies what has changed, so that make sees nothing else as new, and removes sources that are gone.
 fn mirror(from: &Path, to: &Path) -> anyhow::Result<()> {
     fs::create_dir_all(to)?;
+    for entry in fs::read_dir(to)? {
+        let path = entry?.path();
+        let is_source = path.extension().is_some_and(|end| end == "c" || end == "h");
+        if is_source
+            && path
+                .file_name()
+                .is_some_and(|name| !from.join(name).exists())
+        {
+            // Not what make generates, NAME.mod.c.
+            if path
+                .file_stem()
+                .is_some_and(|stem| Path::new(stem).extension().is_none())
+            {
+                fs::remove_file(path)?;
+            }
+        }
+    }
     for entry in fs::read_dir(from).with_context(|| format!("Cannot read {}", from.display()))? {
         let entry = entry?;
         let target = to.join(entry.file_name());
