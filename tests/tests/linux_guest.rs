@@ -8,6 +8,7 @@
 )]
 
 use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -20,14 +21,30 @@ const KERNELS: [&str; 2] = ["7.3", "6.12"];
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Boots every kernel in turn with our device.
+///
+/// QEMU's emulation of several CPUs is not always right when a kernel patches its own code, as it
+/// does for every tracepoint: the guest then dies of the breakpoint it patches with, also without
+/// our driver. Such a guest proves nothing; the case is tried again on another one.
 fn on_every_kernel(parts: &Parts, case: impl Fn(&Kernel, &mut Watch, &mut Guest)) {
     for name in KERNELS {
         let kernel = parts.kernel(name).unwrap();
-        let mut watch = Watch::new().unwrap();
-        let mut guest = Guest::boot(parts, &kernel, &Machine::default(), watch.socket()).unwrap();
-        case(&kernel, &mut watch, &mut guest);
-        assert_eq!(guest.complaints(), Vec::<String>::new(), "Linux {name}");
-        assert_eq!(watch.faults(), 0, "Linux {name}");
+        for last in [false, false, true] {
+            let mut watch = Watch::new().unwrap();
+            let mut guest =
+                Guest::boot(parts, &kernel, &Machine::default(), watch.socket()).unwrap();
+            let run = AssertUnwindSafe(|| {
+                case(&kernel, &mut watch, &mut guest);
+                assert_eq!(guest.complaints(), Vec::<String>::new(), "Linux {name}");
+                assert_eq!(watch.faults(), 0, "Linux {name}");
+            });
+            match catch_unwind(run) {
+                Ok(()) => break,
+                Err(_) if !last && guest.console().contains("Oops: int3") => {
+                    println!("Linux {name}: the emulator failed a patched instruction, again");
+                }
+                Err(panic) => resume_unwind(panic),
+            }
+        }
     }
 }
 
@@ -57,18 +74,18 @@ fn non_preemptable_sections_are_never_missed() {
     on_every_kernel(&parts, |kernel, watch, guest| {
         let truth = loaded(watch, guest, "sections=all");
         let mut sum = 0;
-        for work in [
-            "spin cpu=1",
-            "spin_irq cpu=1,2",
-            "spin_bh cpu=1,2",
-            "spin_nested cpu=1",
-            "rw_read cpu=0,1",
-            "rw_write cpu=0,1,2",
-            "irq cpu=1",
-            "softirq cpu=1",
+        for (work, wanted) in [
+            ("irq cpu=1", 20_000),
+            ("softirq cpu=1", 20_000),
+            ("spin_irq cpu=1,2", 50_000),
+            ("spin_bh cpu=1,2", 50_000),
+            ("spin_nested cpu=1", 50_000),
+            ("rw_read cpu=0,1", 50_000),
+            ("rw_write cpu=0,1,2", 50_000),
+            ("spin cpu=1", 800_000),
         ] {
             let work = format!("{work} ms=1000 hold_us=30 gap_us=60");
-            let enough = |tally: &Tally| tally.np > 130_000;
+            let enough = |tally: &Tally| tally.np > wanted;
             let tally = watch.judge(guest, &truth, &work, enough).unwrap();
             assert_eq!(tally.np_missed, 0, "{work}: {tally:?}");
             assert_quiet_outside(&tally, &work);
@@ -88,7 +105,7 @@ fn an_idle_cpu_is_in_no_section() {
     on_every_kernel(&parts, |kernel, watch, guest| {
         let truth = loaded(watch, guest, "");
         let work = "idle cpu=0,1,2,3 ms=2000 hold_us=1000 gap_us=100";
-        let enough = |tally: &Tally| tally.outside > 1_000_000;
+        let enough = |tally: &Tally| tally.outside > 300_000;
         let tally = watch.judge(guest, &truth, work, enough).unwrap();
         println!(
             "Linux {}: {} reads asleep or outside, {} showed a section although nothing was disabled; \

@@ -189,7 +189,7 @@ impl Watch {
         work: &str,
         enough: impl Fn(&Tally) -> bool,
     ) -> anyhow::Result<Tally> {
-        const ROUNDS: u32 = 6;
+        const ROUNDS: u32 = 10;
         let mut tally = Tally::default();
         for _ in 0..ROUNDS {
             self.round(guest, truth, work, &mut tally)?;
@@ -243,10 +243,11 @@ impl Watch {
                     let Some(before) = truth.read(&view, cpu) else {
                         continue;
                     };
+                    let quiet = word_says(&view, slots) == Some(false);
                     let snap = slots.read();
-                    let word = word_says(&view, slots);
+                    let quiet = quiet && word_says(&view, slots) == Some(false);
                     if truth.read(&view, cpu) == Some(before) {
-                        tally.judge(&before, &snap, word);
+                        tally.judge(&before, &snap, quiet);
                     }
                 }
             }
@@ -357,7 +358,8 @@ pub struct Tally {
 }
 
 impl Tally {
-    fn judge(&mut self, truth: &Entry, snap: &CsSnapshot, word: Option<bool>) {
+    /// `quiet`: the guest's own count had nothing disabled, before the snapshot and after it.
+    fn judge(&mut self, truth: &Entry, snap: &CsSnapshot, quiet: bool) {
         if truth.state & state::WAITING != 0 {
             self.judge_waiter(truth, snap);
             return;
@@ -373,7 +375,7 @@ impl Tally {
         } else if truth.state & (state::OUTSIDE | state::IDLE) != 0 {
             self.away += 1;
             self.away_inside += u64::from(snap.holds());
-            if word == Some(false) || snap.idle {
+            if quiet || snap.idle {
                 self.outside += 1;
                 // A preemptable section may be another task's, that runs meanwhile.
                 self.outside_wrong += u64::from(snap.holds() && snap.non_preemptable);

@@ -5,7 +5,9 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 
-use ecs_abi::{VIRTIO_ECS_VQ_CONTROL, VIRTIO_ECS_VQ_DOORBELL, VIRTIO_ECS_VQ_EVENT};
+use ecs_abi::{
+    VIRTIO_ECS_F_DOORBELL, VIRTIO_ECS_VQ_CONTROL, VIRTIO_ECS_VQ_DOORBELL, VIRTIO_ECS_VQ_EVENT,
+};
 use vhost::vhost_user::message::{
     VhostTransferStateDirection, VhostTransferStatePhase, VhostUserConfigFlags, VhostUserInflight,
     VhostUserLog, VhostUserMemoryRegion, VhostUserShMemConfig, VhostUserSharedMsg,
@@ -141,6 +143,8 @@ impl Backend {
             return;
         }
         self.published = true;
+        // A guest that did not choose doorbells never rings: nobody must wait for it.
+        let rings = self.space.choice().features & VIRTIO_ECS_F_DOORBELL != 0;
         let doorbells = self.rings.iter().skip(VIRTIO_ECS_VQ_DOORBELL);
         self.context.sink.update(VmView {
             name: self.context.config.name.clone(),
@@ -149,7 +153,9 @@ impl Backend {
             mem: self.memory.mem().clone(),
             mem_userspace: self.memory.user_regions(),
             slots: self.registry.slots().clone(),
-            doorbells: doorbells.map(|ring| ring.kick.clone()).collect(),
+            doorbells: doorbells
+                .map(|ring| ring.kick.clone().filter(|_| rings))
+                .collect(),
             running: self.running(),
         });
     }
@@ -465,12 +471,10 @@ impl VhostUserBackendReqHandlerMut for Backend {
     fn set_config(&mut self, offset: u32, buf: &[u8], _flags: VhostUserConfigFlags) -> Result<()> {
         if self.space.write(offset, buf) {
             // The driver starts over.
-            let had = self.registry.clear() > 0;
+            self.registry.clear();
             self.forgot = false;
             self.persist();
-            if had {
-                self.publish();
-            }
+            self.publish();
         }
         Ok(())
     }

@@ -32,7 +32,8 @@ pub struct VmView {
     /// Slots of the registered vCPUs.
     pub slots: Arc<VmSlots>,
     /// Doorbells: the one at index `n` rings for every vCPU with `vcpu % doorbells.len() == n`.
-    /// `None` where the front-end has no such queue. They are eventfds; the device never reads
+    /// `None` where the front-end has no such queue, or the guest did not choose
+    /// `VIRTIO_ECS_F_DOORBELL`. They are eventfds; the device never reads
     /// them.
     pub doorbells: Vec<Option<Arc<OwnedFd>>>,
     /// The control queue is set up and enabled: the guest runs and is not paused.

@@ -147,7 +147,12 @@ fn config_reads_are_answered_at_every_offset_and_size() {
 #[test]
 fn doorbells_are_the_front_ends_own_and_are_left_unread() {
     let host = Host::new();
-    let guest = host.boot();
+    let mut guest = host.boot();
+    guest.negotiate(VIRTIO_ECS_F_LINES);
+    // Who does not choose them never rings.
+    let view = host.sink.view();
+    assert!(view.doorbells.iter().all(Option::is_none));
+    guest.negotiate(VIRTIO_ECS_F_LINES | VIRTIO_ECS_F_DOORBELL);
     let view = host.sink.view();
     assert_eq!(view.doorbells.len(), usize::from(DOORBELLS));
     for (ours, theirs) in guest.doorbells.iter().zip(&view.doorbells) {

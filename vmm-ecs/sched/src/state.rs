@@ -432,12 +432,8 @@ impl State {
     /// Shows every guest that the host is alive.
     pub(crate) fn beat(&self, beat: u32) {
         for vm in self.vms.iter().flatten() {
-            for slots in vm
-                .vcpus
-                .iter()
-                .flatten()
-                .filter_map(|vcpu| vcpu.slots.as_ref())
-            {
+            // Those whose threads were not found, too.
+            for slots in vm.spec.slots.vcpus.iter().flatten() {
                 slots.set_heartbeat(vm.spec.generation, beat);
             }
         }

@@ -1,0 +1,93 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * Every difference between the kernels this driver builds for, 6.1 to 7.3.
+ */
+#ifndef _VIRTIO_ECS_COMPAT_H
+#define _VIRTIO_ECS_COMPAT_H
+
+#include <linux/ftrace.h>
+#include <linux/percpu.h>
+#include <linux/preempt.h>
+#include <linux/version.h>
+#include <linux/virtio_config.h>
+#ifdef CONFIG_FPROBE
+#include <linux/fprobe.h>
+#endif
+
+/*
+ * The per-CPU preemption count of x86-64: a variable of its own, a field of
+ * pcpu_hot from 6.2, and a variable again from 6.15.
+ */
+#ifdef CONFIG_X86_64
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 2, 0) && \
+	LINUX_VERSION_CODE < KERNEL_VERSION(6, 15, 0)
+#include <asm/current.h>
+#define ecs_preempt_word(cpu)	((void *)per_cpu_ptr(&pcpu_hot.preempt_count, cpu))
+#else
+#include <asm/preempt.h>
+#define ecs_preempt_word(cpu)	((void *)per_cpu_ptr(&__preempt_count, cpu))
+#endif
+#else
+/* Elsewhere the count is the task's, not the CPU's: there is no word. */
+#define ecs_preempt_word(cpu)	((void)(cpu), (void *)NULL)
+#endif
+
+/*
+ * Kernels that count the depth of disabled interrupts (7.1 or so) have a 64-bit
+ * count; its lower half has a format of its own.
+ */
+#ifdef HARDIRQ_DISABLE_BITS
+#define ECS_WORD_FORMAT	VIRTIO_ECS_WORD_X86_PREEMPT64
+#else
+#define ECS_WORD_FORMAT	VIRTIO_ECS_WORD_X86_PREEMPT
+#endif
+
+/* Where there is no word, np_count shows interrupts. */
+#define ECS_WORD_SHOWS_IRQS	IS_ENABLED(CONFIG_X86_64)
+
+/* 6.11 replaced two arrays by one of virtqueue_info. */
+static inline int ecs_find_vqs(struct virtio_device *vdev, unsigned int nvqs,
+			       struct virtqueue *vqs[], vq_callback_t *callbacks[],
+			       const char *const names[])
+{
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 11, 0)
+	struct virtqueue_info info[4] = {};
+	unsigned int i;
+
+	if (WARN_ON_ONCE(nvqs > ARRAY_SIZE(info)))
+		return -EINVAL;
+	for (i = 0; i < nvqs; i++) {
+		info[i].name = names[i];
+		info[i].callback = callbacks[i];
+	}
+	return virtio_find_vqs(vdev, nvqs, vqs, info, NULL);
+#else
+	return virtio_find_vqs(vdev, nvqs, vqs, callbacks, (const char **)names, NULL);
+#endif
+}
+
+/* sched_process_exit has had a second argument since 6.16. */
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 16, 0)
+#define ECS_EXIT_PROTO	void *data, struct task_struct *task, bool group_dead
+#else
+#define ECS_EXIT_PROTO	void *data, struct task_struct *task
+#endif
+
+/*
+ * fprobe: usable entry data since 6.6, struct ftrace_regs since 6.14. Older
+ * kernels and those without CONFIG_FPROBE do without sections=all.
+ */
+#if defined(CONFIG_FPROBE) && LINUX_VERSION_CODE >= KERNEL_VERSION(6, 6, 0)
+#define ECS_HAVE_FPROBE	1
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 14, 0)
+#define ecs_fprobe_regs		struct ftrace_regs
+#define ecs_fprobe_arg0(regs)	ftrace_regs_get_argument(regs, 0)
+#define ecs_fprobe_ret(regs)	ftrace_regs_get_return_value(regs)
+#else
+#define ecs_fprobe_regs		struct pt_regs
+#define ecs_fprobe_arg0(regs)	regs_get_kernel_argument(regs, 0)
+#define ecs_fprobe_ret(regs)	regs_return_value(regs)
+#endif
+#endif
+
+#endif /* _VIRTIO_ECS_COMPAT_H */
