@@ -24,28 +24,45 @@ pub fn release_program(name: &str) -> anyhow::Result<PathBuf> {
     build(name, "release")
 }
 
+/// Builds a test program of a package, with all its libraries in it, for a guest that has none, and
+/// returns its path.
+///
+/// # Errors
+/// If cargo cannot build it, with cargo's own words.
+pub fn static_test(package: &str, name: &str) -> anyhow::Result<PathBuf> {
+    const TARGET: &str = "x86_64-unknown-linux-gnu";
+    let mut command = cargo();
+    command
+        .args(["test", "--no-run", "--package", package, "--test", name])
+        .args(["--target", TARGET])
+        .env("RUSTFLAGS", "-C target-feature=+crt-static");
+    executable(command, name)
+}
+
 fn build(name: &str, profile: &str) -> anyhow::Result<PathBuf> {
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo"));
+    let mut command = cargo();
+    command
+        .args(["build", "--package", name, "--bin", name])
+        .args(["--profile", profile]);
+    executable(command, name)
+}
+
+fn cargo() -> Command {
+    Command::new(std::env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo")))
+}
+
+/// Runs a cargo command, and returns the program `name` that it built.
+fn executable(mut command: Command, name: &str) -> anyhow::Result<PathBuf> {
     // Cargo says where the program is: the target directory may be anywhere.
-    let output = Command::new(cargo)
-        .args([
-            "build",
-            "--quiet",
-            "--package",
-            name,
-            "--bin",
-            name,
-            "--profile",
-            profile,
-        ])
-        .arg("--message-format=json-render-diagnostics")
+    let output = command
+        .args(["--quiet", "--message-format=json-render-diagnostics"])
         .current_dir(crate::root())
         .output()
-        .context("Cannot run cargo build")?;
+        .context("Cannot run cargo")?;
     if !output.status.success() {
         let said = String::from_utf8_lossy(&output.stderr);
         bail!(
-            "Cannot build {name}: cargo build ended with {}\n{said}",
+            "Cannot build {name}: cargo ended with {}\n{said}",
             output.status
         );
     }

@@ -114,7 +114,7 @@ fetch_kernel() {
 	done
 	[ -e "$new/vmlinuz" ] || fail "No kernel image in $packages"
 	unpack_root "$new/build" "linux-headers-$version" make sparse \
-		coreutils dash diffutils dkms findutils grep kmod mawk perl-base sed
+		bash coreutils dash diffutils dkms findutils grep kmod mawk perl-base sed
 	# No package's own script has run.
 	ln -sf mawk "$new/build/usr/bin/awk"
 	echo "$version" >"$new/version"

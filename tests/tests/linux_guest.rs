@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use ecs_tests::linux::{Guest, Kernel, Machine, Meddler, Meddling, Parts, Tally, Truth, Watch};
 use ecs_tests::process::until;
-use ecs_tests::{is_full, parts};
+use ecs_tests::{is_full, parts, static_test};
 
 const KERNELS: [&str; 2] = ["7.3", "6.12"];
 /// Time for what the driver does by itself, once a second, on a slow machine.
@@ -466,5 +466,27 @@ fn uncontended_locks_cost_no_instruction_more() {
                 "{lock}: {before} without, {after} with"
             );
         }
+    }
+}
+
+#[test]
+fn processes_of_the_guest_announce_their_sections() {
+    let parts = parts!("processes_of_the_guest_announce_their_sections");
+    let program = static_test("ecs-guest", "user").unwrap();
+    let machine = Machine {
+        programs: vec![program.clone()],
+        ..Machine::default()
+    };
+    let name = program.file_name().unwrap().to_str().unwrap();
+    for kernel in KERNELS {
+        let kernel = parts.kernel(kernel).unwrap();
+        let watch = Watch::new().unwrap();
+        let mut guest = Guest::boot(&parts, &kernel, &machine, watch.socket()).unwrap();
+        guest.load_driver("user_sections=1").unwrap();
+        watch.wait_for(&[0, 1, 2, 3], PATIENCE).unwrap();
+        let said = guest.sh(&format!("/bin/{name} --show-output")).unwrap();
+        assert!(!said.contains("SKIPPED"), "{said}");
+        assert_eq!(tasks_left(&mut guest), 0);
+        assert_eq!(guest.complaints(), Vec::<String>::new(), "{kernel:?}");
     }
 }

@@ -120,28 +120,43 @@ impl Kernel {
         ])
     }
 
-    /// Runs make for a folder of the build root, as Kbuild does.
+    /// Builds with Kbuild in a folder of the build root; a warning is an error.
+    fn make(&self, folder: &str, arguments: &[&str]) -> anyhow::Result<()> {
+        let headers = format!("/usr/src/linux-headers-{}", self.version);
+        let folder = format!("M={folder}");
+        let mut command = vec!["make", "-C", &headers, &folder];
+        command.extend(arguments);
+        let said = self.run(&command)?;
+        if said.contains("warning:") {
+            bail!("Warnings for Linux {}:\n{said}", self.version);
+        }
+        Ok(())
+    }
+
+    /// Root of a Debian with what builds modules for this kernel.
+    #[must_use]
+    pub fn root(&self) -> PathBuf {
+        self.dir.join("build")
+    }
+
+    /// Runs a command in the build root; what it said.
     ///
     /// # Errors
-    /// With what it said; a warning is an error too.
-    pub fn make(&self, folder: &str, arguments: &[&str]) -> anyhow::Result<String> {
-        let root = self.dir.join("build");
+    /// With what it said, if it fails.
+    pub fn run(&self, arguments: &[&str]) -> anyhow::Result<String> {
         let script = "for dir in dev proc; do mount --bind /$dir \"$0/$dir\" || exit; done; \
                       exec chroot \"$0\" \"$@\"";
         let output = Command::new("unshare")
             .args(["--mount", "sh", "-c", script])
-            .arg(&root)
+            .arg(self.root())
             .args(["/usr/bin/env", "-i", "LC_ALL=C", "PATH=/usr/bin:/usr/sbin"])
-            .args(["/usr/bin/make", "-C"])
-            .arg(format!("/usr/src/linux-headers-{}", self.version))
-            .arg(format!("M={folder}"))
             .args(arguments)
             .output()
             .context("Cannot run unshare (util-linux)")?;
         let said = [output.stdout, output.stderr].concat();
         let said = String::from_utf8_lossy(&said).into_owned();
-        if !output.status.success() || said.contains("warning:") {
-            bail!("Cannot build for Linux {}:\n{said}", self.version);
+        if !output.status.success() {
+            bail!("{arguments:?} for Linux {} failed:\n{said}", self.version);
         }
         Ok(said)
     }
