@@ -20,17 +20,16 @@ mod accounting;
 mod entitle;
 pub mod journal;
 pub mod observe;
-pub mod perf;
 mod pimutex;
 mod roster;
 mod state;
 mod stats;
 pub mod sys;
-pub mod threads;
 pub mod userspace;
 
 use ecs_stats::Snapshot;
 
+pub use ecs_threads::{perf, threads};
 pub use state::VmSpec;
 
 /// What the daemon sees of a controller.

@@ -24,7 +24,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use perf_event_open_sys as perf;
 use perf_event_open_sys::bindings;
 
-use crate::sys::Tid;
+use crate::Tid;
 
 /// A thread came to or left the CPU.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -3,8 +3,9 @@
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 
-use crate::sys::Tid;
+use crate::Tid;
 
 /// A vCPU thread.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,8 +22,16 @@ pub struct VcpuThread {
 /// # Errors
 /// If the process is gone.
 pub fn vcpu_threads(pid: u32) -> io::Result<Vec<VcpuThread>> {
+    vcpu_threads_in(Path::new(&format!("/proc/{pid}")))
+}
+
+/// The same, of the process that this folder of a /proc describes.
+///
+/// # Errors
+/// If the process is gone.
+pub fn vcpu_threads_in(process: &Path) -> io::Result<Vec<VcpuThread>> {
     let mut found = Vec::new();
-    for entry in fs::read_dir(format!("/proc/{pid}/task"))? {
+    for entry in fs::read_dir(process.join("task"))? {
         let path = entry?.path();
         // A thread that ends while we look is no error.
         let Ok(name) = fs::read_to_string(path.join("comm")) else {
@@ -56,33 +65,61 @@ pub fn start_time(tid: Tid) -> io::Result<u64> {
         .ok_or_else(|| io::Error::other(format!("Cannot read the start time of thread {tid}")))
 }
 
-/// What `/proc/TID/schedstat` and `/proc/TID/wchan` say, through descriptors kept open.
+/// What the kernel counts of a thread, through a descriptor kept open.
 #[derive(Debug)]
-pub(crate) struct ThreadStat {
-    schedstat: File,
-    wchan: Option<File>,
-}
+pub struct SchedStat(File);
 
-impl ThreadStat {
-    pub(crate) fn open(tid: Tid) -> io::Result<Self> {
-        Ok(Self {
-            schedstat: File::open(format!("/proc/{tid}/schedstat"))?,
-            wchan: File::open(format!("/proc/{tid}/wchan")).ok(),
-        })
+impl SchedStat {
+    /// Opens `schedstat` in the thread's folder in /proc.
+    ///
+    /// # Errors
+    /// If the thread is gone, or no descriptor is left.
+    pub fn open(thread: &Path) -> io::Result<Self> {
+        File::open(thread.join("schedstat")).map(Self)
     }
 
-    /// CPU time and time spent runnable but not running, ns.
-    pub(crate) fn cpu_and_delay_ns(&self) -> Option<(u64, u64)> {
+    /// CPU time and time spent runnable but not running, ns; `None` once the thread is gone.
+    #[must_use]
+    pub fn cpu_and_delay_ns(&self) -> Option<(u64, u64)> {
         let mut buffer = [0u8; 96];
-        let len = self.schedstat.read_at(&mut buffer, 0).ok()?;
+        let len = self.0.read_at(&mut buffer, 0).ok()?;
         let text = std::str::from_utf8(buffer.get(..len)?).ok()?;
         let mut fields = text.split_whitespace().map(str::parse);
         Some((fields.next()?.ok()?, fields.next()?.ok()?))
     }
+}
+
+/// A thread's [`SchedStat`], and whether it sleeps, through descriptors kept open.
+#[derive(Debug)]
+pub struct ThreadStat {
+    schedstat: SchedStat,
+    wchan: Option<File>,
+}
+
+impl ThreadStat {
+    /// Opens both.
+    ///
+    /// # Errors
+    /// If the thread is gone, or no descriptor is left.
+    pub fn open(tid: Tid) -> io::Result<Self> {
+        let thread = format!("/proc/{tid}");
+        let thread = Path::new(&thread);
+        Ok(Self {
+            schedstat: SchedStat::open(thread)?,
+            wchan: File::open(thread.join("wchan")).ok(),
+        })
+    }
+
+    /// See [`SchedStat::cpu_and_delay_ns`].
+    #[must_use]
+    pub fn cpu_and_delay_ns(&self) -> Option<(u64, u64)> {
+        self.schedstat.cpu_and_delay_ns()
+    }
 
     /// Whether the thread is on a run queue. `wchan` names where a thread sleeps, and is `0` while
     /// it does not.
-    pub(crate) fn is_runnable(&self) -> bool {
+    #[must_use]
+    pub fn is_runnable(&self) -> bool {
         let mut buffer = [0u8; 8];
         self.wchan
             .as_ref()
@@ -99,6 +136,12 @@ mod tests {
     use std::thread;
     use std::time::Duration;
 
+    /// Id of this thread, from the link the kernel keeps.
+    fn own_tid() -> Tid {
+        let link = fs::read_link("/proc/thread-self").unwrap();
+        link.file_name().unwrap().to_str().unwrap().parse().unwrap()
+    }
+
     #[test]
     fn vcpu_threads_are_found_by_name_and_told_from_sleeping_ones() {
         let (stop, stopped) = mpsc::channel::<()>();
@@ -112,11 +155,7 @@ mod tests {
         assert!(start_time(seven.tid).unwrap() > 0);
         let stat = ThreadStat::open(seven.tid).unwrap();
         assert!(!stat.is_runnable());
-        assert!(
-            ThreadStat::open(crate::sys::gettid())
-                .unwrap()
-                .is_runnable()
-        );
+        assert!(ThreadStat::open(own_tid()).unwrap().is_runnable());
         let (cpu, _) = stat.cpu_and_delay_ns().unwrap();
         assert!(cpu > 0);
         drop(stop);
