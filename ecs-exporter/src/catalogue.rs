@@ -64,7 +64,9 @@ catalogue! {
         "Host facts; the value is 1.";
     HOST_CPUS: Gauge, "ecs_host_cpus", "", [], "CPUs the VMs may run on.";
     HOST_VMS: Gauge, "ecs_host_vms", "", ["state"],
-        "VMs by state (active, unhinted, disabled, unreadable).";
+        "VMs by state (active, unhinted, disabled, unreadable; unserved: vmm-ecs does not know it).";
+    HOST_SLICE: Gauge, "ecs_host_slice_seconds", "seconds", [],
+        "Time a vCPU runs before the next one gets the CPU.";
     HOST_EXTENSION_LIMIT: Gauge, "ecs_host_extension_limit_seconds", "seconds", [],
         "Longest extension the policy allows.";
     HOST_DEBT_LIMIT: Gauge, "ecs_host_debt_limit_seconds", "seconds", [],
@@ -75,9 +77,20 @@ catalogue! {
         "Time a vCPU was off the CPU while inside a critical section.";
     HOST_GRANT_LATENCY: Histogram, "ecs_host_grant_latency_seconds", "seconds", [],
         "Time the grant decision took in the scheduler.";
+    HOST_ROTATIONS: Counter, "ecs_host_rotations_total", "", [],
+        "Slice ends and hand-backs that changed the running vCPU.";
+    HOST_DOORBELLS: Counter, "ecs_host_doorbells_total", "", [], "Doorbells rung by guests.";
+    HOST_CONTROLLER_CPU: Counter, "ecs_host_controller_cpu_seconds_total", "seconds", [],
+        "CPU time of the threads that steer vCPUs.";
+    HOST_PERF_RECORDS: Counter, "ecs_host_perf_records_total", "", [],
+        "perf records vmm-ecs read.";
+    HOST_PERF_LOST: Counter, "ecs_host_perf_lost_records_total", "", [],
+        "perf records the kernel dropped before vmm-ecs read them (PERF_RECORD_LOST).";
 
-    VM_INFO: Gauge, "ecs_vm_info", "", ["vm", "vm_uuid", "vmm_pid", "cgroup", "api_socket"],
+    VM_INFO: Gauge, "ecs_vm_info", "",
+        ["vm", "vm_uuid", "vmm_pid", "cgroup", "api_socket", "policy"],
         "VM facts; the value is 1.";
+    VM_API_UP: Gauge, "ecs_vm_api_up", "", ["vm"], "Whether the VMM's API answered vmm.ping.";
     VM_VCPUS: Gauge, "ecs_vm_vcpus", "", ["vm"], "vCPU threads of the VM.";
     VM_WEIGHT: Gauge, "ecs_vm_weight_ratio", "ratio", ["vm"],
         "CPU weight of the VM over the sum of the host.";
@@ -91,10 +104,14 @@ catalogue! {
         "Slice extensions refused.";
     VM_ENDED: Counter, "ecs_vm_extensions_ended_total", "", ["vm", "outcome"],
         "Slice extensions ended (yielded, expired, revoked, aborted).";
+    VM_RUNNING: Gauge, "ecs_vm_extensions_running", "", ["vm"],
+        "Slice extensions granted and not ended yet.";
     VM_EXTENSION: Counter, "ecs_vm_extension_seconds_total", "seconds", ["vm"],
         "CPU time spent inside extensions.";
     VM_PENALTY: Counter, "ecs_vm_penalty_seconds_total", "seconds", ["vm"],
         "CPU time taken back as penalty.";
+    VM_FORGIVEN: Counter, "ecs_vm_forgiven_seconds_total", "seconds", ["vm"],
+        "Extension time written off and not taken back.";
     VM_DEBT: Gauge, "ecs_vm_debt_seconds", "seconds", ["vm"],
         "Extension time not yet taken back.";
     VM_AVOIDED: Counter, "ecs_vm_avoided_preemptions_total", "", ["vm"],
@@ -103,6 +120,10 @@ catalogue! {
         "Preemptions that did hit a critical section.";
     VM_PREEMPTIONS: Counter, "ecs_vm_preemptions_total", "", ["vm"],
         "Involuntary deschedules of vCPU threads (PERF_RECORD_MISC_SWITCH_OUT_PREEMPT).";
+    VM_STEPPED_ASIDE: Counter, "ecs_vm_stepped_aside_total", "", ["vm"],
+        "Times a vCPU that could only spin gave up its CPU.";
+    VM_GUEST_FAULTS: Counter, "ecs_vm_guest_faults_total", "", ["vm"],
+        "Reads of the guest's words that made no sense.";
     VM_CRITICAL_STALL: Counter, "ecs_vm_critical_stall_seconds_total", "seconds", ["vm"],
         "Time vCPUs were off the CPU while inside a critical section.";
     VM_CPU: Counter, "ecs_vm_cpu_seconds_total", "seconds", ["vm"],
@@ -113,6 +134,10 @@ catalogue! {
         "CPU time received minus entitled, since the VM was first seen; above 0 is too much.";
     VM_DELAY: Counter, "ecs_vm_delay_seconds_total", "seconds", ["vm"],
         "Time vCPUs were runnable but not running (schedstat field 2; steal, VMware ready).";
+    VM_CYCLES: Counter, "ecs_vm_cycles_total", "", ["vm"],
+        "CPU cycles of the vCPU threads, guest and host.";
+    VM_INSTRUCTIONS: Counter, "ecs_vm_instructions_total", "", ["vm"],
+        "Instructions of the vCPU threads, guest and host.";
 
     VCPU_CPU: Counter, "ecs_vcpu_cpu_seconds_total", "seconds", ["vm", "vcpu"],
         "CPU time of the vCPU thread.";
@@ -131,9 +156,17 @@ catalogue! {
         "Whether the collector succeeded in this scrape.";
     BUILD_INFO: Gauge, "ecs_exporter_build_info", "", ["version", "revision", "target", "rustc"],
         "Build facts; the value is 1.";
+    CONFIG_RELOAD_OK: Gauge, "ecs_exporter_config_last_reload_successful", "", [],
+        "Whether the last configuration reload succeeded.";
+    CONFIG_RELOAD_TIME: Gauge, "ecs_exporter_config_last_reload_success_timestamp_seconds",
+        "seconds", [], "Time of the last successful configuration reload.";
     PERF_RECORDS: Counter, "ecs_exporter_perf_records_total", "", [], "perf records read.";
     PERF_LOST: Counter, "ecs_exporter_perf_lost_records_total", "", [],
         "perf records the kernel dropped (PERF_RECORD_LOST).";
+    PERF_DRAIN: Counter, "ecs_exporter_perf_drain_seconds_total", "seconds", [],
+        "CPU time spent on draining perf rings.";
+    SERIES_DROPPED: Gauge, "ecs_exporter_series_dropped", "", [],
+        "Series left out of this scrape because of limits.max_series.";
     HTTP_REQUESTS: Counter, "ecs_exporter_http_requests_total", "", ["handler", "code"],
         "HTTP requests served.";
     PROCESS_CPU: Counter, "process_cpu_seconds_total", "seconds", [],
@@ -150,26 +183,44 @@ const DOC_HEAD: &str = "\
 
 <!-- Generated by `ecs-exporter metrics-doc` from ecs-exporter/src/catalogue.rs: do not edit. -->
 
-`ecs-exporter` reads one snapshot from the stats socket of `vmm-ecs` at each scrape. A VM that is
-gone leaves no series; while the socket cannot be read, `ecs_up` is 0 and no `ecs_host_*`,
-`ecs_vm_*` or `ecs_vcpu_*` series exist. Counters run since the VM was first seen.
+At each scrape `ecs-exporter` asks its collectors:
+
+| collector | reads | gives | needs |
+|---|---|---|---|
+| `stats` | the stats socket of `vmm-ecs`, once | everything about VMs that `vmm-ecs` serves | the socket's group |
+| `host` | /proc: every Cloud Hypervisor process and its vCPU threads | `ecs_vm_info`, `ecs_vm_vcpus`, CPU time and delay of VMs that `vmm-ecs` does not serve | - |
+| `perf` | context-switch records of every CPU | `ecs_vm_preemptions_total` of those VMs | CAP_PERFMON, or `kernel.perf_event_paranoid` of 0 or less |
+| `hardware` | performance counters, if the CPU has them | `ecs_vm_cycles_total`, `ecs_vm_instructions_total` | as `perf` |
+| `process` | the exporter itself | `process_*` | - |
+
+A VM that both `stats` and `host` see is one VM, under the name `vmm-ecs` gives it, with the figures of
+`vmm-ecs`. A collector that fails is one whose `ecs_scrape_collector_success` is 0; the others go on.
+While the stats socket cannot be read, `ecs_up` is 0; with that collector switched off there is no
+`ecs_up`. A VM that is gone leaves no series. Counters run since the VM was first seen.
 
 | endpoint | what it gives |
 |---|---|
-| `/metrics` | everything, `ecs_vcpu_*` only with `--vcpu-metrics` |
+| `/metrics` | everything; `ecs_vcpu_*` only for VMs whose name matches `vcpus` |
 | `/metrics/vm/{vm}` | one VM with its vCPUs; 404 if there is no such VM |
 | `/-/healthy` | 200 while the exporter runs |
-| `/-/ready` | 200 while the stats socket can be read, else 503 with the reason |
+| `/-/ready` | 200 while `stats` or `host` can be read, else 503 with the reason |
+| `/-/reload` | POST reads the configuration again, if `web.enable_lifecycle` is set |
 
-Identities that hold in every snapshot:
+When a scrape would have more than `limits.max_series` series, whole VMs are left out, last names
+first, and `ecs_exporter_series_dropped` tells how many series that were.
 
-- extensions granted = extensions ended + extensions running;
-- debt = extension - penalty - forgiven;
-- fairness delta = CPU time received - CPU time entitled.
+Identities that hold in every snapshot of `vmm-ecs`:
+
+- `ecs_vm_extension_grants_total` = `ecs_vm_extensions_ended_total` + `ecs_vm_extensions_running`,
+  summed over `section` and `outcome`;
+- `ecs_vm_debt_seconds` = `ecs_vm_extension_seconds_total` - `ecs_vm_penalty_seconds_total` -
+  `ecs_vm_forgiven_seconds_total`;
+- `ecs_vm_fairness_delta_seconds` = `ecs_vm_cpu_seconds_total` - `ecs_vm_fair_cpu_seconds_total`.
 
 Label values: `section` is `non_preemptable`, `preemptable` or `wait` (a waiter whose queue head
 runs); `outcome` is `yielded`, `expired`, `revoked` or `aborted`; `cause` of a denial is `used`,
-`budget`, `cooldown` or `disabled`, of a critical preemption `denied`, `expired` or `host`.
+`budget`, `cooldown` or `disabled`, of a critical preemption `denied`, `expired` or `host`; `policy` is
+`extend` (may have extensions), `share` (its fair share only) or `none` (not served by `vmm-ecs`).
 
 | name | type | unit | labels | help |
 |---|---|---|---|---|

@@ -1,67 +1,55 @@
-//! Turns one snapshot into metric families: a `prometheus` collector that lives for one scrape.
+//! Turns one reading into metric families: a `prometheus` collector that lives for one scrape.
 
-use std::path::Path;
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use ecs_stats::{HISTOGRAM_BUCKETS, Histogram, Snapshot, StatsError, VcpuStats, VmState, VmStats};
+use ecs_stats::Snapshot;
 use prometheus::core::{Collector, Desc};
-use prometheus::proto::{self, LabelPair, Metric, MetricFamily, MetricType};
+use prometheus::proto::MetricFamily;
 
-use crate::catalogue::{self as cat, Family, Kind};
+use crate::catalogue::{self as cat, Family};
+use crate::config::VmFilter;
+use crate::families::{Families, NS_PER_SECOND, seconds, truth};
+use crate::host::HostReading;
 use crate::process::ProcessStats;
+use crate::reading::{Reading, Vm};
 
 /// What a scrape covers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Scope {
     /// Host, exporter and every VM.
-    Host {
-        /// With one series a vCPU.
-        vcpus: bool,
-    },
+    Host,
     /// One VM, with its vCPUs.
     Vm(String),
 }
 
-/// One read of the stats socket.
-#[derive(Debug)]
-pub struct Reading {
-    /// What came of it.
-    pub result: Result<Snapshot, StatsError>,
-    /// Time it took.
-    pub took: Duration,
-}
-
-impl Reading {
-    /// Reads the socket at `path`, blocking for at most about `timeout`.
-    #[must_use]
-    pub fn take(path: &Path, timeout: Duration) -> Self {
-        let begin = Instant::now();
-        let result = ecs_stats::read_snapshot(path, timeout);
-        Self {
-            result,
-            took: begin.elapsed(),
-        }
-    }
-
-    /// Whether the daemon answered and knows no VM of this name.
-    #[must_use]
-    pub fn lacks_vm(&self, name: &str) -> bool {
-        let knows = |snapshot: &Snapshot| snapshot.vms.iter().any(|vm| vm.name == name);
-        self.result.as_ref().is_ok_and(|snapshot| !knows(snapshot))
-    }
+/// What a scrape needs besides the reading.
+#[derive(Debug, Clone)]
+pub(crate) struct Setting {
+    /// VMs with per-vCPU families in the host's scope.
+    pub(crate) vcpus: VmFilter,
+    /// Series of the whole scrape; 0: no limit.
+    pub(crate) max_series: usize,
+    /// Whether the last reload succeeded, and the time of the last good one, s since the epoch.
+    pub(crate) reload: (bool, f64),
 }
 
 /// Collector over one [`Reading`].
 pub(crate) struct ScrapeCollector {
     reading: Reading,
     scope: Scope,
+    setting: Setting,
     descs: Vec<Desc>,
 }
 
 impl ScrapeCollector {
     /// # Errors
     /// A name in the catalogue that Prometheus does not allow.
-    pub(crate) fn new(reading: Reading, scope: Scope) -> Result<Self, prometheus::Error> {
+    pub(crate) fn new(
+        reading: Reading,
+        scope: Scope,
+        setting: Setting,
+    ) -> Result<Self, prometheus::Error> {
         let counted_elsewhere = |family: &&&Family| family.name != cat::HTTP_REQUESTS.name;
         let descs = cat::ALL.iter().filter(counted_elsewhere).map(|family| {
             let labels = family
@@ -73,16 +61,88 @@ impl ScrapeCollector {
                 family.name.into(),
                 family.help.into(),
                 labels,
-                Default::default(),
+                HashMap::default(),
             )
         });
         Ok(Self {
             reading,
             scope,
+            setting,
             descs: descs.collect::<Result<_, _>>()?,
         })
     }
+
+    /// Families of the exporter itself.
+    fn exporter(&self, out: &mut Families, runs: &mut Vec<Run>) {
+        let facts = [
+            env!("CARGO_PKG_VERSION"),
+            env!("ECS_BUILD_REVISION"),
+            env!("ECS_BUILD_TARGET"),
+            env!("ECS_BUILD_RUSTC"),
+        ];
+        out.add(&cat::BUILD_INFO, &facts, 1.0);
+        let (reloaded, reload_time) = self.setting.reload;
+        out.add(&cat::CONFIG_RELOAD_OK, &[], truth(reloaded));
+        out.add(&cat::CONFIG_RELOAD_TIME, &[], reload_time);
+        if let Some(perf) = &self.reading.perf {
+            if let Ok(totals) = &perf.result {
+                out.add(&cat::PERF_RECORDS, &[], totals.records as f64);
+                out.add(&cat::PERF_LOST, &[], totals.lost as f64);
+                out.add(&cat::PERF_DRAIN, &[], seconds(totals.drain_ns));
+            }
+            runs.push(("perf", perf.result.is_ok(), perf.took));
+        }
+        if let Some(hardware) = &self.reading.hardware {
+            // Read along with the threads: it has no time of its own.
+            runs.push(("hardware", hardware.is_ok(), Duration::ZERO));
+        }
+        let begin = Instant::now();
+        let process = ProcessStats::read();
+        if let Ok(process) = &process {
+            out.add(&cat::PROCESS_CPU, &[], process.cpu_seconds);
+            out.add(&cat::PROCESS_RESIDENT, &[], process.resident_bytes as f64);
+            out.add(&cat::PROCESS_OPEN_FDS, &[], process.open_fds as f64);
+            out.add(&cat::PROCESS_START, &[], process.start_seconds);
+        }
+        runs.push(("process", process.is_ok(), begin.elapsed()));
+    }
+
+    /// Families of VMs, as far as the limit goes; the number of series left out.
+    fn vms(&self, out: &mut Families, vms: &[Vm<'_>]) -> usize {
+        let weights = vms.iter().filter_map(|vm| vm.ecs);
+        let total_weight = weights.map(|vm| u64::from(vm.weight)).sum();
+        let max = match self.setting.max_series {
+            0 => usize::MAX,
+            max => max,
+        };
+        let mut dropped = 0;
+        for vm in vms {
+            let vcpus = match &self.scope {
+                Scope::Host => self.setting.vcpus.has(&vm.name),
+                Scope::Vm(name) if *name == vm.name => true,
+                Scope::Vm(_) => continue,
+            };
+            let mut series = 0;
+            vm_series(vm, total_weight, vcpus, &mut |_, _, _| series += 1);
+            // Once one did not fit none after it is taken: which ones are there must not depend on
+            // small differences in size.
+            if dropped > 0 || out.series() + RESERVED + series > max {
+                dropped += series;
+                continue;
+            }
+            vm_series(vm, total_weight, vcpus, &mut |family, labels, value| {
+                out.add(family, labels, value);
+            });
+        }
+        dropped
+    }
 }
+
+/// A collector's name, whether it succeeded, and the time it took.
+type Run = (&'static str, bool, Duration);
+
+/// Series that are written after those of the VMs: the collectors' and HTTP's.
+const RESERVED: usize = 40;
 
 impl Collector for ScrapeCollector {
     fn desc(&self) -> Vec<&Desc> {
@@ -92,316 +152,205 @@ impl Collector for ScrapeCollector {
     fn collect(&self) -> Vec<MetricFamily> {
         let mut out = Families::default();
         let mut runs = Vec::new();
-        let begin = Instant::now();
-        let snapshot = self.reading.result.as_ref();
-        if let Ok(snapshot) = snapshot {
-            let total_weight = snapshot.vms.iter().map(|vm| u64::from(vm.weight)).sum();
-            match &self.scope {
-                Scope::Host { vcpus } => {
-                    host(&mut out, snapshot);
-                    let vms: Vec<&VmStats> = snapshot.vms.iter().collect();
-                    out.vms(&vms, total_weight, *vcpus);
-                }
-                Scope::Vm(name) => {
-                    let vms: Vec<&VmStats> =
-                        snapshot.vms.iter().filter(|vm| vm.name == *name).collect();
-                    out.vms(&vms, total_weight, true);
-                }
-            }
+        let vms = self.reading.vms();
+        if let Some(stats) = &self.reading.stats {
+            out.add(&cat::UP, &[], truth(stats.result.is_ok()));
+            runs.push(("stats", stats.result.is_ok(), stats.took));
         }
-        runs.push((
-            "stats",
-            snapshot.is_ok(),
-            self.reading.took + begin.elapsed(),
-        ));
-        out.one(&cat::UP, truth(snapshot.is_ok()));
-        if matches!(self.scope, Scope::Host { .. }) {
-            build_info(&mut out);
-            let begin = Instant::now();
-            let process = ProcessStats::read();
-            if let Ok(process) = &process {
-                out.one(&cat::PROCESS_CPU, process.cpu_seconds);
-                out.one(&cat::PROCESS_RESIDENT, process.resident_bytes as f64);
-                out.one(&cat::PROCESS_OPEN_FDS, process.open_fds as f64);
-                out.one(&cat::PROCESS_START, process.start_seconds);
-            }
-            runs.push(("process", process.is_ok(), begin.elapsed()));
+        if let Some(host) = &self.reading.host {
+            runs.push(("host", host.result.is_ok(), host.took));
         }
-        out.add(
-            &cat::COLLECTOR_DURATION,
-            runs.iter()
-                .map(|(name, _, took)| ([(*name).to_owned()], took.as_secs_f64())),
-        );
-        out.add(
-            &cat::COLLECTOR_SUCCESS,
-            runs.iter()
-                .map(|(name, ok, _)| ([(*name).to_owned()], truth(*ok))),
-        );
-        out.0
+        if self.scope == Scope::Host {
+            if let Some(snapshot) = self.reading.snapshot() {
+                served_host(&mut out, snapshot);
+            } else if let Some(host) = self.reading.host() {
+                bare_host(&mut out, host);
+            }
+            if self.reading.is_useful() {
+                states(&mut out, &vms);
+            }
+            self.exporter(&mut out, &mut runs);
+        }
+        let dropped = self.vms(&mut out, &vms);
+        if self.scope == Scope::Host {
+            out.add(&cat::SERIES_DROPPED, &[], dropped as f64);
+        }
+        for (name, ok, took) in runs {
+            out.add(&cat::COLLECTOR_DURATION, &[name], took.as_secs_f64());
+            out.add(&cat::COLLECTOR_SUCCESS, &[name], truth(ok));
+        }
+        out.into_vec()
     }
 }
 
-fn host(out: &mut Families, snapshot: &Snapshot) {
+/// What vmm-ecs tells of the host.
+fn served_host(out: &mut Families, snapshot: &Snapshot) {
     let host = &snapshot.host;
-    let facts = [
-        host.controller.clone(),
-        host.mechanism.clone(),
-        host.abi.to_string(),
-        host.kernel.clone(),
-    ];
-    out.add(&cat::HOST_INFO, [(facts, 1.0)]);
-    out.one(&cat::HOST_CPUS, host.pcpus.len() as f64);
-    let states = [
-        (VmState::Active, "active"),
-        (VmState::Unhinted, "unhinted"),
-        (VmState::Disabled, "disabled"),
-        (VmState::Unreadable, "unreadable"),
-    ];
-    let in_state = |state| snapshot.vms.iter().filter(|vm| vm.state == state).count() as f64;
+    let abi = host.abi.to_string();
+    let facts = [&host.controller, &host.mechanism, &abi, &host.kernel].map(String::as_str);
+    out.add(&cat::HOST_INFO, &facts, 1.0);
+    out.add(&cat::HOST_CPUS, &[], host.pcpus.len() as f64);
+    out.add(&cat::HOST_SLICE, &[], seconds(host.slice_ns));
+    let (extension, debt) = (host.extension_limit_ns, host.debt_limit_ns);
+    out.add(&cat::HOST_EXTENSION_LIMIT, &[], seconds(extension));
+    out.add(&cat::HOST_DEBT_LIMIT, &[], seconds(debt));
+    for (section, histogram) in [
+        ("non_preemptable", &host.extension_np),
+        ("preemptable", &host.extension_p),
+        ("wait", &host.extension_wait),
+    ] {
+        out.histogram(&cat::HOST_EXTENSION_DURATION, &[section], histogram);
+    }
+    out.histogram(&cat::HOST_CRITICAL_STALL, &[], &host.critical_stall);
+    out.histogram(&cat::HOST_GRANT_LATENCY, &[], &host.decision);
+    out.add(&cat::HOST_ROTATIONS, &[], host.rotations as f64);
+    out.add(&cat::HOST_DOORBELLS, &[], host.doorbells as f64);
     out.add(
-        &cat::HOST_VMS,
-        states.map(|(state, name)| ([name.to_owned()], in_state(state))),
+        &cat::HOST_CONTROLLER_CPU,
+        &[],
+        seconds(host.controller_cpu_ns),
     );
-    out.one(&cat::HOST_EXTENSION_LIMIT, seconds(host.extension_limit_ns));
-    out.one(&cat::HOST_DEBT_LIMIT, seconds(host.debt_limit_ns));
-    out.histograms(
-        &cat::HOST_EXTENSION_DURATION,
-        [
-            (["non_preemptable".to_owned()], &host.extension_np),
-            (["preemptable".to_owned()], &host.extension_p),
-            (["wait".to_owned()], &host.extension_wait),
-        ],
-    );
-    out.histograms(&cat::HOST_CRITICAL_STALL, [([], &host.critical_stall)]);
-    out.histograms(&cat::HOST_GRANT_LATENCY, [([], &host.decision)]);
-    out.one(&cat::PERF_RECORDS, host.perf_records as f64);
-    out.one(&cat::PERF_LOST, host.perf_lost as f64);
+    out.add(&cat::HOST_PERF_RECORDS, &[], host.perf_records as f64);
+    out.add(&cat::HOST_PERF_LOST, &[], host.perf_lost as f64);
 }
 
-fn build_info(out: &mut Families) {
-    let facts = [
-        env!("CARGO_PKG_VERSION"),
-        env!("ECS_BUILD_REVISION"),
-        env!("ECS_BUILD_TARGET"),
-        env!("ECS_BUILD_RUSTC"),
-    ];
-    out.add(&cat::BUILD_INFO, [(facts.map(str::to_owned), 1.0)]);
+/// What the host tells of itself while no vmm-ecs does.
+fn bare_host(out: &mut Families, host: &HostReading) {
+    out.add(&cat::HOST_INFO, &["", "", "", &host.kernel], 1.0);
+    out.add(&cat::HOST_CPUS, &[], host.cpus as f64);
 }
 
-/// The families of one scrape.
-#[derive(Default)]
-struct Families(Vec<MetricFamily>);
-
-impl Families {
-    /// Every `ecs_vm_*` family, and every `ecs_vcpu_*` family if asked for.
-    fn vms(&mut self, vms: &[&VmStats], total_weight: u64, vcpus: bool) {
-        let text = |value: &Option<String>| value.clone().unwrap_or_default();
-        let info = vms.iter().map(|vm| {
-            let pid = if vm.pid == 0 {
-                String::new()
-            } else {
-                vm.pid.to_string()
-            };
-            let facts = [
-                vm.name.clone(),
-                text(&vm.uuid),
-                pid,
-                text(&vm.cgroup),
-                text(&vm.api_socket),
-            ];
-            (facts, 1.0)
-        });
-        self.add(&cat::VM_INFO, info);
-        self.each(vms, &cat::VM_VCPUS, |vm| vm.vcpus.len() as f64);
-        if total_weight > 0 {
-            let ratio = |vm: &VmStats| f64::from(vm.weight) / total_weight as f64;
-            self.each(vms, &cat::VM_WEIGHT, ratio);
-        }
-        self.each(vms, &cat::VM_ENABLED, |vm| truth(vm.enabled));
-        self.each(vms, &cat::VM_REQUESTS, |vm| vm.requests as f64);
-        self.split(vms, &cat::VM_GRANTS, |vm| {
-            [
-                ("non_preemptable", vm.grants.non_preemptable),
-                ("preemptable", vm.grants.preemptable),
-                ("wait", vm.grants.wait),
-            ]
-        });
-        self.split(vms, &cat::VM_DENIALS, |vm| {
-            [
-                ("used", vm.denials.used),
-                ("budget", vm.denials.budget),
-                ("cooldown", vm.denials.cooldown),
-                ("disabled", vm.denials.disabled),
-            ]
-        });
-        self.split(vms, &cat::VM_ENDED, |vm| {
-            [
-                ("yielded", vm.ended.yielded),
-                ("expired", vm.ended.expired),
-                ("revoked", vm.ended.revoked),
-                ("aborted", vm.ended.aborted),
-            ]
-        });
-        self.each(vms, &cat::VM_EXTENSION, |vm| seconds(vm.extension_ns));
-        self.each(vms, &cat::VM_PENALTY, |vm| seconds(vm.penalty_ns));
-        self.each(vms, &cat::VM_DEBT, |vm| seconds(vm.debt_ns));
-        self.each(vms, &cat::VM_AVOIDED, |vm| vm.ended.yielded as f64);
-        self.split(vms, &cat::VM_CRITICAL, |vm| {
-            [
-                ("denied", vm.critical_preemptions.denied),
-                ("expired", vm.critical_preemptions.expired),
-                ("host", vm.critical_preemptions.host),
-            ]
-        });
-        self.each(vms, &cat::VM_PREEMPTIONS, |vm| vm.preemptions as f64);
-        self.each(vms, &cat::VM_CRITICAL_STALL, |vm| {
-            seconds(vm.critical_stall_ns)
-        });
-        self.each(vms, &cat::VM_CPU, |vm| seconds(vm.cpu_ns));
-        self.each(vms, &cat::VM_FAIR_CPU, |vm| seconds(vm.fair_cpu_ns));
-        self.each(vms, &cat::VM_FAIRNESS_DELTA, |vm| {
-            // Subtracted as integers: the difference of two long-running sums keeps its digits.
-            (i128::from(vm.cpu_ns) - i128::from(vm.fair_cpu_ns)) as f64 / NS_PER_SECOND
-        });
-        self.each(vms, &cat::VM_DELAY, |vm| seconds(vm.delay_ns));
-        if vcpus {
-            self.each_vcpu(vms, &cat::VCPU_CPU, |vcpu| seconds(vcpu.cpu_ns));
-            self.each_vcpu(vms, &cat::VCPU_DELAY, |vcpu| seconds(vcpu.delay_ns));
-            self.each_vcpu(vms, &cat::VCPU_GRANTS, |vcpu| vcpu.grants as f64);
-            self.each_vcpu(vms, &cat::VCPU_PREEMPTIONS, |vcpu| vcpu.preemptions as f64);
-            let critical = |vcpu: &VcpuStats| vcpu.critical_preemptions as f64;
-            self.each_vcpu(vms, &cat::VCPU_CRITICAL, critical);
-        }
-    }
-
-    /// A family of one series without labels.
-    fn one(&mut self, family: &'static Family, value: f64) {
-        self.add(family, [([], value)]);
-    }
-
-    /// A family with one series a VM.
-    fn each(&mut self, vms: &[&VmStats], family: &'static Family, value: impl Fn(&VmStats) -> f64) {
-        self.add(family, vms.iter().map(|vm| ([vm.name.clone()], value(vm))));
-    }
-
-    /// A family with a few series a VM, told apart by a second label.
-    fn split<const N: usize>(
-        &mut self,
-        vms: &[&VmStats],
-        family: &'static Family,
-        values: impl Fn(&VmStats) -> [(&'static str, u64); N],
-    ) {
-        let samples = vms.iter().flat_map(|vm| {
-            values(vm).map(|(label, count)| ([vm.name.clone(), label.to_owned()], count as f64))
-        });
-        self.add(family, samples);
-    }
-
-    /// A family with one series a vCPU.
-    fn each_vcpu(
-        &mut self,
-        vms: &[&VmStats],
-        family: &'static Family,
-        value: impl Fn(&VcpuStats) -> f64,
-    ) {
-        let samples = vms.iter().flat_map(|vm| {
-            let sample = |vcpu: &VcpuStats| ([vm.name.clone(), vcpu.vcpu.to_string()], value(vcpu));
-            vm.vcpus.iter().map(sample)
-        });
-        self.add(family, samples);
-    }
-
-    /// A counter or gauge family; label values in the order of the catalogue.
-    fn add<const N: usize>(
-        &mut self,
-        family: &'static Family,
-        samples: impl IntoIterator<Item = ([String; N], f64)>,
-    ) {
-        let metrics = samples.into_iter().map(|(values, value)| {
-            let mut metric = Metric::from_label(labels(family, values));
-            if family.kind == Kind::Counter {
-                let mut counter = proto::Counter::default();
-                counter.set_value(value);
-                metric.set_counter(counter);
-            } else {
-                let mut gauge = proto::Gauge::default();
-                gauge.set_value(value);
-                metric.set_gauge(gauge);
-            }
-            metric
-        });
-        self.push(family, metrics.collect());
-    }
-
-    /// A histogram family; label values in the order of the catalogue.
-    fn histograms<'a, const N: usize>(
-        &mut self,
-        family: &'static Family,
-        samples: impl IntoIterator<Item = ([String; N], &'a Histogram)>,
-    ) {
-        let metrics = samples.into_iter().map(|(values, histogram)| {
-            let mut metric = Metric::from_label(labels(family, values));
-            metric.set_histogram(cumulative(histogram));
-            metric
-        });
-        self.push(family, metrics.collect());
-    }
-
-    fn push(&mut self, family: &'static Family, metrics: Vec<Metric>) {
-        let mut out = MetricFamily::default();
-        out.set_name(family.name.to_owned());
-        out.set_help(family.help.to_owned());
-        out.set_field_type(match family.kind {
-            Kind::Counter => MetricType::COUNTER,
-            Kind::Gauge => MetricType::GAUGE,
-            Kind::Histogram => MetricType::HISTOGRAM,
-        });
-        out.set_metric(metrics);
-        self.0.push(out);
+fn states(out: &mut Families, vms: &[Vm<'_>]) {
+    use ecs_stats::VmState::{Active, Disabled, Unhinted, Unreadable};
+    for (state, name) in [
+        (Some(Active), "active"),
+        (Some(Unhinted), "unhinted"),
+        (Some(Disabled), "disabled"),
+        (Some(Unreadable), "unreadable"),
+        (None, "unserved"),
+    ] {
+        let is_in = |vm: &&Vm<'_>| vm.ecs.map(|vm| vm.state) == state;
+        let count = vms.iter().filter(is_in).count();
+        out.add(&cat::HOST_VMS, &[name], count as f64);
     }
 }
 
-fn labels<const N: usize>(family: &'static Family, values: [String; N]) -> Vec<LabelPair> {
-    debug_assert_eq!(family.labels.len(), N, "{}", family.name);
-    let pair = |(name, value): (&&str, String)| {
-        let mut pair = LabelPair::default();
-        pair.set_name((*name).to_owned());
-        pair.set_value(value);
-        pair
+/// Every series of one VM: family, label values in the order of the catalogue, value.
+fn vm_series(
+    vm: &Vm<'_>,
+    total_weight: u64,
+    vcpus: bool,
+    out: &mut impl FnMut(&'static Family, &[&str], f64),
+) {
+    let name = vm.name.as_ref();
+    let pid = match vm.pid() {
+        0 => String::new(),
+        pid => pid.to_string(),
     };
-    family.labels.iter().zip(values).map(pair).collect()
-}
-
-/// Powers of two in nanoseconds become cumulative buckets in seconds; the last one is `+Inf`.
-fn cumulative(histogram: &Histogram) -> proto::Histogram {
-    let mut count = 0u64;
-    let mut buckets = Vec::with_capacity(HISTOGRAM_BUCKETS);
-    for (index, in_bucket) in histogram.buckets.iter().enumerate() {
-        count = count.saturating_add(*in_bucket);
-        let mut bucket = proto::Bucket::default();
-        let last = index + 1 == HISTOGRAM_BUCKETS;
-        bucket.set_upper_bound(if last {
-            f64::INFINITY
-        } else {
-            seconds(1 << index)
-        });
-        bucket.set_cumulative_count(count);
-        buckets.push(bucket);
+    let facts = [
+        name,
+        vm.uuid(),
+        &pid,
+        vm.cgroup(),
+        vm.api_socket(),
+        vm.policy(),
+    ];
+    out(&cat::VM_INFO, &facts, 1.0);
+    let mut one = |family, value| out(family, &[name], value);
+    one(&cat::VM_VCPUS, vm.nr_vcpus() as f64);
+    one(&cat::VM_CPU, seconds(vm.cpu_ns()));
+    one(&cat::VM_DELAY, seconds(vm.delay_ns()));
+    if let Some(preemptions) = vm.preemptions() {
+        one(&cat::VM_PREEMPTIONS, preemptions as f64);
     }
-    let mut out = proto::Histogram::default();
-    out.set_bucket(buckets);
-    // The buckets, not the count beside them: both must agree or a scrape is refused.
-    out.set_sample_count(count);
-    out.set_sample_sum(seconds(histogram.sum_ns));
-    out
+    if let Some(up) = vm.host.and_then(|vm| vm.api_up) {
+        one(&cat::VM_API_UP, truth(up));
+    }
+    if let Some((cycles, instructions)) = vm.host.and_then(|vm| vm.cycles_and_instructions) {
+        one(&cat::VM_CYCLES, cycles as f64);
+        one(&cat::VM_INSTRUCTIONS, instructions as f64);
+    }
+    if let Some(ecs) = vm.ecs {
+        served_series(name, ecs, total_weight, out);
+    }
+    if vcpus {
+        vcpu_series(vm, out);
+    }
 }
 
-const NS_PER_SECOND: f64 = 1e9;
-
-fn seconds(ns: u64) -> f64 {
-    ns as f64 / NS_PER_SECOND
+/// Series that only vmm-ecs knows.
+fn served_series(
+    name: &str,
+    vm: &ecs_stats::VmStats,
+    total_weight: u64,
+    out: &mut impl FnMut(&'static Family, &[&str], f64),
+) {
+    let mut one = |family, value| out(family, &[name], value);
+    if total_weight > 0 {
+        one(&cat::VM_WEIGHT, f64::from(vm.weight) / total_weight as f64);
+    }
+    one(&cat::VM_ENABLED, truth(vm.enabled));
+    one(&cat::VM_REQUESTS, vm.requests as f64);
+    one(&cat::VM_RUNNING, vm.running as f64);
+    one(&cat::VM_EXTENSION, seconds(vm.extension_ns));
+    one(&cat::VM_PENALTY, seconds(vm.penalty_ns));
+    one(&cat::VM_FORGIVEN, seconds(vm.forgiven_ns));
+    one(&cat::VM_DEBT, seconds(vm.debt_ns));
+    one(&cat::VM_AVOIDED, vm.ended.yielded as f64);
+    one(&cat::VM_STEPPED_ASIDE, vm.stepped_aside as f64);
+    one(&cat::VM_GUEST_FAULTS, vm.guest_faults as f64);
+    one(&cat::VM_CRITICAL_STALL, seconds(vm.critical_stall_ns));
+    one(&cat::VM_FAIR_CPU, seconds(vm.fair_cpu_ns));
+    // Subtracted as integers: the difference of two long-running sums keeps its digits.
+    let delta = i128::from(vm.cpu_ns) - i128::from(vm.fair_cpu_ns);
+    one(&cat::VM_FAIRNESS_DELTA, delta as f64 / NS_PER_SECOND);
+    for (section, count) in [
+        ("non_preemptable", vm.grants.non_preemptable),
+        ("preemptable", vm.grants.preemptable),
+        ("wait", vm.grants.wait),
+    ] {
+        out(&cat::VM_GRANTS, &[name, section], count as f64);
+    }
+    for (cause, count) in [
+        ("used", vm.denials.used),
+        ("budget", vm.denials.budget),
+        ("cooldown", vm.denials.cooldown),
+        ("disabled", vm.denials.disabled),
+    ] {
+        out(&cat::VM_DENIALS, &[name, cause], count as f64);
+    }
+    for (outcome, count) in [
+        ("yielded", vm.ended.yielded),
+        ("expired", vm.ended.expired),
+        ("revoked", vm.ended.revoked),
+        ("aborted", vm.ended.aborted),
+    ] {
+        out(&cat::VM_ENDED, &[name, outcome], count as f64);
+    }
+    for (cause, count) in [
+        ("denied", vm.critical_preemptions.denied),
+        ("expired", vm.critical_preemptions.expired),
+        ("host", vm.critical_preemptions.host),
+    ] {
+        out(&cat::VM_CRITICAL, &[name, cause], count as f64);
+    }
 }
 
-fn truth(value: bool) -> f64 {
-    f64::from(u8::from(value))
+fn vcpu_series(vm: &Vm<'_>, out: &mut impl FnMut(&'static Family, &[&str], f64)) {
+    let name = vm.name.as_ref();
+    for vcpu in vm.vcpus() {
+        let number = vcpu.vcpu.to_string();
+        let mut one = |family, value| out(family, &[name, &number], value);
+        one(&cat::VCPU_CPU, seconds(vcpu.cpu_ns));
+        one(&cat::VCPU_DELAY, seconds(vcpu.delay_ns));
+        if let Some(preemptions) = vcpu.preemptions {
+            one(&cat::VCPU_PREEMPTIONS, preemptions as f64);
+        }
+    }
+    for vcpu in vm.ecs.iter().flat_map(|vm| &vm.vcpus) {
+        let number = vcpu.vcpu.to_string();
+        out(&cat::VCPU_GRANTS, &[name, &number], vcpu.grants as f64);
+        let critical = vcpu.critical_preemptions as f64;
+        out(&cat::VCPU_CRITICAL, &[name, &number], critical);
+    }
 }

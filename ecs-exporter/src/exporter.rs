@@ -1,13 +1,13 @@
-//! One exposition from one read of the stats socket.
+//! One exposition from one look at the sources.
 
+use std::collections::BTreeSet;
 use std::error::Error;
 use std::fmt;
 use std::io::Write;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use ecs_stats::StatsError;
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use prometheus::proto::MetricFamily;
@@ -15,9 +15,12 @@ use prometheus::{IntCounterVec, Opts, Registry, TextEncoder};
 use tracing::{info, warn};
 
 use crate::catalogue::HTTP_REQUESTS;
-use crate::collector::{Reading, Scope, ScrapeCollector};
+use crate::collector::{Scope, ScrapeCollector, Setting};
+use crate::config::{Config, VmFilter};
+use crate::host::HostCollector;
 use crate::negotiate::Format;
 use crate::openmetrics;
+use crate::reading::{Reading, Timed};
 
 /// Level 1 costs a tenth of level 6 for 8 % more bytes.
 const GZIP_LEVEL: u32 = 1;
@@ -25,7 +28,7 @@ const GZIP_LEVEL: u32 = 1;
 /// Why there is no exposition.
 #[derive(Debug, thiserror::Error)]
 pub enum ScrapeError {
-    /// The daemon answered and has no such VM.
+    /// The sources could be read and have no such VM.
     #[error("No VM named {0:?}; the page at / lists the names")]
     NoSuchVm(String),
     /// The catalogue holds a name Prometheus does not allow.
@@ -36,70 +39,130 @@ pub enum ScrapeError {
     Encode(#[from] fmt::Error),
 }
 
-/// Makes expositions. Everything here may block: call it off the event loop.
+/// Makes expositions. What is not `async` here may block: call it off the event loop.
 #[derive(Debug)]
 pub struct Exporter {
-    stats_socket: PathBuf,
-    timeout: Duration,
-    vcpus: bool,
+    sources: RwLock<Arc<Sources>>,
     requests: IntCounterVec,
-    /// The last read failed; a change is logged, not each scrape.
-    down: AtomicBool,
+    /// Collectors whose last run failed; a change is logged, not each scrape.
+    failing: Mutex<BTreeSet<&'static str>>,
+    /// Whether the last reload succeeded, and the time of the last good one, s since the epoch.
+    reload: Mutex<(bool, f64)>,
+}
+
+/// What is read, and what of it is told: all that a reload may change.
+#[derive(Debug)]
+struct Sources {
+    stats: Option<(PathBuf, Duration)>,
+    host: Option<Arc<HostCollector>>,
+    vcpus: VmFilter,
+    max_series: usize,
+}
+
+impl Sources {
+    /// `before` lends its host collector if nothing about that has changed: its counts go on.
+    fn new(config: &Config, before: Option<&Self>) -> Self {
+        let host = config.host.as_ref().map(|wanted| {
+            let same = before
+                .and_then(|before| before.host.as_ref())
+                .filter(|host| host.config() == wanted);
+            same.map_or_else(|| Arc::new(HostCollector::new(wanted.clone())), Arc::clone)
+        });
+        Self {
+            stats: config
+                .stats
+                .then(|| (config.stats_socket.clone(), config.stats_timeout)),
+            host,
+            vcpus: config.vcpus.clone(),
+            max_series: config.limits.max_series,
+        }
+    }
 }
 
 impl Exporter {
-    /// Reads `stats_socket`, each time for at most about `timeout`; `vcpus` adds the per-vCPU
-    /// families to the host's exposition.
+    /// Reads what `config` names.
     ///
     /// # Errors
     /// [`ScrapeError::Build`].
-    pub fn new(stats_socket: PathBuf, timeout: Duration, vcpus: bool) -> Result<Self, ScrapeError> {
+    pub fn new(config: &Config) -> Result<Self, ScrapeError> {
         let opts = Opts::new(HTTP_REQUESTS.name, HTTP_REQUESTS.help);
         let requests = IntCounterVec::new(opts, HTTP_REQUESTS.labels)?;
         Ok(Self {
-            stats_socket,
-            timeout,
-            vcpus,
+            sources: RwLock::new(Arc::new(Sources::new(config, None))),
             requests,
-            down: AtomicBool::new(false),
+            failing: Mutex::default(),
+            reload: Mutex::new((true, now())),
         })
     }
 
-    /// The scope of `/metrics`.
-    #[must_use]
-    pub fn host_scope(&self) -> Scope {
-        Scope::Host { vcpus: self.vcpus }
+    /// Takes over another configuration's sources, `vcpus` and `max_series`; `Err` is a
+    /// configuration that could not be read, which changes nothing but the gauge.
+    pub fn reload<E>(&self, config: Result<&Config, E>) {
+        let mut reload = self.reload.lock().unwrap_or_else(PoisonError::into_inner);
+        let Ok(config) = config else {
+            reload.0 = false;
+            return;
+        };
+        let before = self.sources();
+        let after = Arc::new(Sources::new(config, Some(&before)));
+        *self.sources.write().unwrap_or_else(PoisonError::into_inner) = after;
+        *reload = (true, now());
     }
 
-    /// Reads the stats socket once.
+    fn sources(&self) -> Arc<Sources> {
+        Arc::clone(&self.sources.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The collector of the host's own VMs, if it is switched on.
+    #[must_use]
+    pub fn host(&self) -> Option<Arc<HostCollector>> {
+        self.sources().host.clone()
+    }
+
+    /// Looks at every source once.
     #[must_use]
     pub fn read(&self) -> Reading {
-        let reading = Reading::take(&self.stats_socket, self.timeout);
-        match &reading.result {
-            Ok(snapshot) => {
-                if self.down.swap(false, Ordering::Relaxed) {
-                    info!(
-                        vms = snapshot.vms.len(),
-                        "The stats socket can be read again"
-                    );
-                }
-            }
-            Err(error) => {
-                if !self.down.swap(true, Ordering::Relaxed) {
-                    warn!(
-                        error = chain(error),
-                        "The stats socket cannot be read: ecs_up is 0"
-                    );
-                }
+        let sources = self.sources();
+        let stats = sources.stats.as_ref();
+        let host = sources.host.as_deref();
+        let reading = Reading {
+            stats: stats
+                .map(|(path, timeout)| Timed::take(|| ecs_stats::read_snapshot(path, *timeout))),
+            host: host.map(|host| Timed::take(|| host.read())),
+            perf: host.and_then(|host| {
+                let Timed { result, took } = Timed::take(|| host.perf());
+                Some(Timed {
+                    result: result?,
+                    took,
+                })
+            }),
+            hardware: host.and_then(HostCollector::hardware),
+        };
+        self.log_changes(&reading);
+        reading
+    }
+
+    fn log_changes(&self, reading: &Reading) {
+        let problems = reading.problems();
+        let mut failing = self.failing.lock().unwrap_or_else(PoisonError::into_inner);
+        for (collector, problem) in &problems {
+            if failing.insert(collector) {
+                warn!(collector, problem, "A collector fails");
             }
         }
-        reading
+        failing.retain(|collector| {
+            let fails = problems.iter().any(|(name, _)| name == collector);
+            if !fails {
+                info!(collector, "The collector works again");
+            }
+            fails
+        });
     }
 
     /// The exposition of one reading, as text.
     ///
     /// # Errors
-    /// See [`ScrapeError`]. A reading that failed is none: it yields `ecs_up 0`.
+    /// See [`ScrapeError`]. A collector that failed is none.
     pub fn expose(
         &self,
         reading: Reading,
@@ -107,7 +170,8 @@ impl Exporter {
         format: Format,
     ) -> Result<String, ScrapeError> {
         if let Scope::Vm(name) = &scope
-            && reading.lacks_vm(name)
+            && reading.is_useful()
+            && !reading.vms().iter().any(|vm| vm.name == name.as_str())
         {
             return Err(ScrapeError::NoSuchVm(name.clone()));
         }
@@ -120,26 +184,17 @@ impl Exporter {
 
     fn gather(&self, reading: Reading, scope: Scope) -> Result<Vec<MetricFamily>, ScrapeError> {
         let registry = Registry::new();
-        if matches!(scope, Scope::Host { .. }) {
+        if scope == Scope::Host {
             registry.register(Box::new(self.requests.clone()))?;
         }
-        registry.register(Box::new(ScrapeCollector::new(reading, scope)?))?;
-        let mut families = registry.gather();
-        // Two VMs of one name would make the whole scrape invalid. Series are sorted by now.
-        for family in &mut families {
-            family
-                .mut_metric()
-                .dedup_by(|a, b| a.get_label() == b.get_label());
-        }
-        Ok(families)
-    }
-
-    /// Reads the stats socket and throws the snapshot away.
-    ///
-    /// # Errors
-    /// Why it cannot be read.
-    pub fn check(&self) -> Result<(), StatsError> {
-        self.read().result.map(drop)
+        let sources = self.sources();
+        let setting = Setting {
+            vcpus: sources.vcpus.clone(),
+            max_series: sources.max_series,
+            reload: *self.reload.lock().unwrap_or_else(PoisonError::into_inner),
+        };
+        registry.register(Box::new(ScrapeCollector::new(reading, scope, setting)?))?;
+        Ok(registry.gather())
     }
 
     /// Counts one HTTP request by route and status code.
@@ -148,6 +203,12 @@ impl Exporter {
             .with_label_values(&[handler, &code.to_string()])
             .inc();
     }
+}
+
+/// Seconds since the epoch; 0 on a clock before it.
+fn now() -> f64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(0.0, |since| since.as_secs_f64())
 }
 
 /// Compresses a body.

@@ -61,24 +61,14 @@ fn encode_family(out: &mut String, family: &MetricFamily) -> fmt::Result {
 fn encode_histogram(out: &mut String, name: &str, metric: &Metric) -> fmt::Result {
     let histogram = metric.get_histogram();
     for bucket in histogram.get_bucket() {
-        let bound = bucket.upper_bound();
-        let bound = if bound.is_infinite() {
-            "+Inf".to_owned()
-        } else {
-            bound.to_string()
-        };
+        let bound = bucket.upper_bound().to_string();
         let count = bucket.cumulative_count() as f64;
         sample(out, name, "_bucket", metric, Some(&bound), count)?;
     }
+    let count = histogram.get_sample_count() as f64;
+    sample(out, name, "_bucket", metric, Some("+Inf"), count)?;
     sample(out, name, "_sum", metric, None, histogram.get_sample_sum())?;
-    sample(
-        out,
-        name,
-        "_count",
-        metric,
-        None,
-        histogram.get_sample_count() as f64,
-    )
+    sample(out, name, "_count", metric, None, count)
 }
 
 fn sample(

@@ -2,10 +2,9 @@
 
 use std::fmt::Write;
 
-use ecs_stats::StatsError;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 
-use crate::exporter::chain;
+use crate::reading::Reading;
 
 const HEAD: &str = "<!doctype html>
 <html lang=\"en\">
@@ -33,27 +32,26 @@ footer { margin-top: 2rem; font-size: 0.875rem; opacity: 0.8; }
 </ul>
 ";
 
-/// The page, with the names of the VMs or the reason why there are none.
-pub(crate) fn landing(vms: Result<Vec<String>, StatsError>) -> String {
+/// The page, with the names of the VMs and the reasons why there may be more.
+pub(crate) fn landing(reading: &Reading) -> String {
     let mut page = HEAD.to_owned();
     page.push_str("<h2>VMs</h2>\n");
-    match vms {
-        Ok(names) if names.is_empty() => page.push_str("<p>None yet.</p>\n"),
-        Ok(names) => {
-            page.push_str("<ul>\n");
-            for name in names {
-                let path = utf8_percent_encode(&name, NON_ALPHANUMERIC);
-                let text = html_escape::encode_safe(&name);
-                // Writing to a String cannot fail.
-                let _ = writeln!(page, "<li><a href=\"/metrics/vm/{path}\">{text}</a></li>");
-            }
-            page.push_str("</ul>\n");
+    let vms = reading.vms();
+    if vms.is_empty() && reading.is_useful() {
+        page.push_str("<p>None yet.</p>\n");
+    } else if !vms.is_empty() {
+        page.push_str("<ul>\n");
+        for vm in vms {
+            let path = utf8_percent_encode(&vm.name, NON_ALPHANUMERIC);
+            let text = html_escape::encode_safe(&vm.name);
+            // Writing to a String cannot fail.
+            let _ = writeln!(page, "<li><a href=\"/metrics/vm/{path}\">{text}</a></li>");
         }
-        Err(error) => {
-            let text = chain(&error);
-            let text = html_escape::encode_safe(&text);
-            let _ = writeln!(page, "<p class=\"bad\">{text}</p>");
-        }
+        page.push_str("</ul>\n");
+    }
+    for (collector, problem) in reading.problems() {
+        let text = html_escape::encode_safe(&problem);
+        let _ = writeln!(page, "<p class=\"bad\">{collector}: {text}</p>");
     }
     let (version, revision) = (env!("CARGO_PKG_VERSION"), env!("ECS_BUILD_REVISION"));
     let _ = writeln!(
@@ -66,10 +64,18 @@ pub(crate) fn landing(vms: Result<Vec<String>, StatsError>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use ecs_stats::{Snapshot, StatsError, VmStats};
 
     #[test]
     fn hostile_names_stay_text() {
-        let page = landing(Ok(vec!["<b>\"&'/ü".into()]));
+        let vm = VmStats {
+            name: "<b>\"&'/ü".into(),
+            ..VmStats::default()
+        };
+        let page = landing(&Reading::of_stats(Ok(Snapshot {
+            vms: vec![vm],
+            ..Snapshot::default()
+        })));
         assert!(
             page.contains("/metrics/vm/%3Cb%3E%22%26%27%2F%C3%BC\""),
             "{page}"
@@ -83,9 +89,9 @@ mod tests {
 
     #[test]
     fn the_reason_is_shown() {
-        let page = landing(Err(StatsError::Absent {
+        let page = landing(&Reading::of_stats(Err(StatsError::Absent {
             path: "/run/<x>".into(),
-        }));
+        })));
         assert!(
             page.contains("No stats socket at &#x2F;run&#x2F;&lt;x&gt;"),
             "{page}"

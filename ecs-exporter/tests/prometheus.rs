@@ -1,70 +1,31 @@
-//! The exposition as the real promtool and the real Prometheus see it. Both come with Debian's
-//! package `prometheus`; PROMTOOL and PROMETHEUS may name them, else PATH is searched.
+//! The exposition as the real promtool and the real Prometheus see it.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 
 mod common;
 
 use std::io::Write;
-use std::net::{SocketAddr, TcpListener};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::net::SocketAddr;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use common::servers::Server;
 use common::*;
-use ecs_exporter::{Config, Exporter, Format, Reading, Scope};
-
-/// The program, or a printed reason for not finding it.
-fn find(test: &str, variable: &str, name: &str) -> Option<PathBuf> {
-    if let Some(path) = std::env::var_os(variable) {
-        let path = PathBuf::from(path);
-        assert!(
-            path.is_file(),
-            "{variable} names {}, which is no file",
-            path.display()
-        );
-        return Some(path);
-    }
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let found = std::env::split_paths(&path)
-        .map(|dir| dir.join(name))
-        .find(|path| path.is_file());
-    if found.is_none() {
-        println!("SKIPPED: {test}: {name} is neither in PATH nor named by {variable}");
-    }
-    found
-}
-
-/// Ends the process it started when the test ends.
-struct Running(Child);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        // It may have ended by itself.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
+use ecs_exporter::{Config, Exporter, Format, Reading, Scope, VmFilter};
 
 #[test]
 fn promtool_finds_nothing_to_complain_about() {
-    let Some(promtool) = find(
-        "promtool_finds_nothing_to_complain_about",
-        "PROMTOOL",
-        "promtool",
-    ) else {
+    let Some(promtool) = tools::promtool("promtool_finds_nothing_to_complain_about") else {
         return;
     };
-    let exporter = Exporter::new("unused".into(), Duration::ZERO, true).unwrap();
+    let config = Config {
+        vcpus: VmFilter::all(),
+        ..Config::default()
+    };
+    let exporter = Exporter::new(&config).unwrap();
     exporter.count_request("/metrics", 200);
     for snapshot in [fixture(), with_vms(&["a\"b\\c\nd", "ü"])] {
-        for scope in [
-            exporter.host_scope(),
-            Scope::Vm(snapshot.vms[0].name.clone()),
-        ] {
-            let reading = Reading {
-                result: Ok(snapshot.clone()),
-                took: Duration::ZERO,
-            };
+        for scope in [Scope::Host, Scope::Vm(snapshot.vms[0].name.clone())] {
+            let reading = Reading::of_stats(Ok(snapshot.clone()));
             let text = exporter.expose(reading, scope, Format::Text).unwrap();
             let mut child = Command::new(&promtool)
                 .args(["check", "metrics"])
@@ -91,36 +52,28 @@ fn promtool_finds_nothing_to_complain_about() {
 }
 
 /// Value of an instant query that yields one series, `None` while it yields none.
-fn query(addr: SocketAddr, expression: &str) -> Option<f64> {
-    let encoded: String = expression
-        .bytes()
-        .map(|byte| format!("%{byte:02x}"))
-        .collect();
-    let response = get(addr, &format!("/api/v1/query?query={encoded}"), "");
-    let json: serde_json::Value = serde_json::from_slice(&response.body).ok()?;
-    json["data"]["result"][0]["value"][1].as_str()?.parse().ok()
+fn query(server: &Server, expression: &str) -> Option<f64> {
+    let series = server.query(expression, None);
+    series.first()?["value"][1].as_str()?.parse().ok()
 }
 
 #[test]
 fn prometheus_scrapes_it() {
-    let Some(prometheus) = find("prometheus_scrapes_it", "PROMETHEUS", "prometheus") else {
+    let Some(prometheus) = tools::prometheus("prometheus_scrapes_it") else {
         return;
     };
     let stack = Stack::with_config(Config {
-        vcpu_metrics: true,
+        vcpus: VmFilter::all(),
         ..Config::default()
     });
     let daemon = stack.daemon(fixture());
     let dir = tempfile::tempdir().unwrap();
-    let addr = TcpListener::bind(loopback()).unwrap().local_addr().unwrap();
-    let _running = Running(start(&prometheus, dir.path(), addr, stack.addr()));
-    let answers = || std::net::TcpStream::connect(addr).is_ok();
-    wait_for("Prometheus listens", Duration::from_secs(30), answers);
+    let server = Server::prometheus(&prometheus, dir.path(), &config(stack.addr()));
     let expect = |expression: &str, wanted: Option<f64>| {
         wait_for(
             &format!("{expression} is {wanted:?}"),
             Duration::from_secs(20),
-            || query(addr, expression) == wanted,
+            || query(&server, expression) == wanted,
         );
     };
     expect("up{job=\"host\"}", Some(1.0));
@@ -147,29 +100,16 @@ fn prometheus_scrapes_it() {
     expect("up{job=\"host\"}", Some(1.0));
 }
 
-fn start(prometheus: &Path, dir: &Path, addr: SocketAddr, exporter: SocketAddr) -> Child {
-    let config = dir.join("prometheus.yml");
+fn config(exporter: SocketAddr) -> String {
     let job = |name: &str, path: &str| {
         format!(
             "  - job_name: {name}\n    scrape_interval: 1s\n    scrape_timeout: 1s\n    \
              metrics_path: {path}\n    static_configs: [{{targets: ['{exporter}']}}]\n"
         )
     };
-    let text = format!(
+    format!(
         "scrape_configs:\n{}{}",
         job("host", "/metrics"),
         job("vm", "/metrics/vm/web")
-    );
-    std::fs::write(&config, text).unwrap();
-    Command::new(prometheus)
-        .arg(format!("--config.file={}", config.display()))
-        .arg(format!(
-            "--storage.tsdb.path={}",
-            dir.join("data").display()
-        ))
-        .arg(format!("--web.listen-address={addr}"))
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap()
+    )
 }

@@ -208,7 +208,8 @@ fn the_exporter_serves_what_the_daemon_counts() {
     );
     let mut command = Command::new(program);
     command
-        .args(["serve", "--listen", "127.0.0.1:0", "--stats-socket"])
+        .args(["serve", "--no-collector.perf", "--listen", "127.0.0.1:0"])
+        .arg("--stats-socket")
         .arg(rig.stats_socket())
         .stdin(Stdio::null())
         .stdout(File::create(&out).unwrap())

@@ -1,11 +1,15 @@
-//! A fixed snapshot, a daemon that serves it, and a small HTTP client.
+//! A fixed snapshot, a daemon that serves it, a small HTTP client, and the real servers.
 #![allow(
     dead_code,
     unreachable_pub,
     missing_docs,
     clippy::unwrap_used,
+    clippy::indexing_slicing,
     reason = "each test binary uses a part of it"
 )]
+
+pub mod servers;
+pub mod tools;
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};

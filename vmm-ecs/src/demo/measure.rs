@@ -74,7 +74,9 @@ impl Bench {
     pub(crate) fn start_exporter(&self) -> anyhow::Result<Exporter> {
         let program = self.program.with_file_name("ecs-exporter");
         let mut child = Command::new(&program)
-            .args(["serve", "--listen", "127.0.0.1:0", "--stats-socket"])
+            // Its own perf rings would cost each arm, and say what the daemon says.
+            .args(["serve", "--no-collector.perf", "--listen", "127.0.0.1:0"])
+            .arg("--stats-socket")
             .arg(self.stats_socket())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
