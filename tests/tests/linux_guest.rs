@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use ecs_tests::linux::{Guest, Kernel, Machine, Meddler, Meddling, Parts, Tally, Truth, Watch};
 use ecs_tests::process::until;
-use ecs_tests::{is_full, parts, static_test};
+use ecs_tests::{parts, slow, static_test};
 
 const KERNELS: [&str; 2] = ["7.3", "6.12"];
 /// Time for what the driver does by itself, once a second, on a slow machine.
@@ -26,12 +26,16 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// does for every tracepoint: the guest then dies of the breakpoint it patches with, also without
 /// our driver. Such a guest proves nothing; the case is tried again on another one.
 fn on_every_kernel(parts: &Parts, case: impl Fn(&Kernel, &mut Watch, &mut Guest)) {
+    on_machines(parts, &Machine::default(), case);
+}
+
+/// The same for another machine.
+fn on_machines(parts: &Parts, machine: &Machine, case: impl Fn(&Kernel, &mut Watch, &mut Guest)) {
     for name in KERNELS {
         let kernel = parts.kernel(name).unwrap();
         for last in [false, false, false, false, true] {
             let mut watch = Watch::new().unwrap();
-            let mut guest =
-                Guest::boot(parts, &kernel, &Machine::default(), watch.socket()).unwrap();
+            let mut guest = Guest::boot(parts, &kernel, machine, watch.socket()).unwrap();
             let run = AssertUnwindSafe(|| {
                 case(&kernel, &mut watch, &mut guest);
                 assert_eq!(guest.complaints(), Vec::<String>::new(), "Linux {name}");
@@ -245,36 +249,59 @@ fn cpus_come_and_go() {
     });
 }
 
+/// Loads and unloads the driver while threads take mutexes on `cpus`.
+fn load_and_unload(guest: &mut Guest, cpus: &str, cycles: usize) {
+    guest.sh("insmod /ecs_test.ko").unwrap();
+    let mut slab_kb = Vec::new();
+    for cycle in 0..cycles {
+        if cycle % 20 == 0 {
+            let work = format!("echo mutex cpu={cpus} ms=60000 hold_us=20 gap_us=20");
+            let dir = Truth::DIR;
+            guest
+                .sh(&format!("echo 1 >{dir}/stop; {work} >{dir}/run"))
+                .unwrap();
+        }
+        let sections = ["off", "contended", "all"][cycle % 3];
+        guest.load_driver(&format!("sections={sections}")).unwrap();
+        guest.sh("rmmod virtio_ecs").unwrap();
+        if cycle % 10 == 9 {
+            let slab = guest.sh("awk '/^Slab:/ {print $2}' /proc/meminfo").unwrap();
+            slab_kb.push(slab.trim().parse::<i64>().unwrap());
+        }
+    }
+    guest.sh(&format!("echo 1 >{}/stop", Truth::DIR)).unwrap();
+    let grown = slab_kb.last().unwrap() - slab_kb.first().unwrap();
+    let version = guest.sh("uname -r").unwrap();
+    println!(
+        "Linux {}: {cycles} cycles, slab memory {grown} kB more than after the tenth",
+        version.trim()
+    );
+    assert!(grown < 2048, "slab memory in kB: {slab_kb:?}");
+}
+
 #[test]
 fn it_loads_and_unloads_under_load() {
     let parts = parts!("it_loads_and_unloads_under_load");
-    // Several boots: the longer one lives, the likelier the emulator ends it.
-    let (boots, cycles) = if is_full() { (20, 50) } else { (1, 20) };
-    for _ in 0..boots {
-        on_every_kernel(&parts, |kernel, watch, guest| {
-            guest.sh("insmod /ecs_test.ko").unwrap();
-            let work = "echo mutex cpu=0,1,2 ms=60000 hold_us=20 gap_us=20";
-            guest.sh(&format!("{work} >{}/run", Truth::DIR)).unwrap();
-            let mut slab_kb = Vec::new();
-            for cycle in 0..cycles {
-                let sections = ["off", "contended", "all"][cycle % 3];
-                guest.load_driver(&format!("sections={sections}")).unwrap();
-                guest.sh("rmmod virtio_ecs").unwrap();
-                if cycle % 10 == 9 {
-                    let slab = guest.sh("awk '/^Slab:/ {print $2}' /proc/meminfo").unwrap();
-                    slab_kb.push(slab.trim().parse::<i64>().unwrap());
-                }
-            }
-            guest.sh(&format!("echo 1 >{}/stop", Truth::DIR)).unwrap();
-            assert_eq!(watch.registered(), Vec::<usize>::new());
-            let grown = slab_kb.last().unwrap() - slab_kb.first().unwrap();
-            println!(
-                "Linux {}: {cycles} cycles, slab memory {grown} kB more than after the tenth",
-                kernel.version()
-            );
-            assert!(grown < 2048, "slab memory in kB: {slab_kb:?}");
-        });
-    }
+    on_every_kernel(&parts, |_, watch, guest| {
+        load_and_unload(guest, "0,1,2", 20);
+        assert_eq!(watch.registered(), Vec::<usize>::new());
+    });
+}
+
+#[test]
+fn a_thousand_loads_leave_nothing_behind() {
+    let parts = parts!("a_thousand_loads_leave_nothing_behind");
+    slow!("a_thousand_loads_leave_nothing_behind");
+    // One CPU, where the emulator makes no mistakes with patched code.
+    let machine = Machine {
+        cpus: 1,
+        count_instructions: true,
+        ..Machine::default()
+    };
+    on_machines(&parts, &machine, |_, watch, guest| {
+        load_and_unload(guest, "0", 1000);
+        assert_eq!(watch.registered(), Vec::<usize>::new());
+    });
 }
 
 #[test]

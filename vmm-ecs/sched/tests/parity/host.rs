@@ -1,0 +1,191 @@
+//! Carries operations out with `ecs-policy`, and prints what the driver prints.
+
+use std::fmt::Write;
+
+use ecs_policy::{
+    Counters, Decision, Leave, Ledger, Params, Turn, VcpuSet, VcpuState, Vm, is_urgent, pick,
+    queue_of,
+};
+
+use crate::op::{Op, SLOTS, VCPUS, VMS};
+
+/// The driver's words for "no section" and "no denial".
+const NO_SECTION: u64 = 3;
+const NO_DENIAL: u64 = 4;
+
+#[derive(Debug)]
+pub(crate) struct Host {
+    params: Params,
+    vms: [Vm; VMS],
+    vcpus: [[VcpuState; VCPUS]; VMS],
+    turns: [Option<(usize, usize, Turn)>; SLOTS],
+}
+
+impl Default for Host {
+    fn default() -> Self {
+        Self {
+            params: Params::default(),
+            vms: [new_vm(1, 0); VMS],
+            vcpus: Default::default(),
+            turns: [None; SLOTS],
+        }
+    }
+}
+
+fn new_vm(weight: u32, vclock_ns: u64) -> Vm {
+    Vm {
+        ledger: Ledger::new(weight, vclock_ns),
+        counters: Counters::default(),
+        enabled: true,
+    }
+}
+
+impl Host {
+    /// Result and all books, as the driver prints them.
+    pub(crate) fn apply(&mut self, op: &Op) -> String {
+        let mut line: String = self.result(op).iter().map(|n| format!(" {n}")).collect();
+        self.show(&mut line);
+        line.trim().to_owned()
+    }
+
+    pub(crate) fn grants(&self) -> u64 {
+        self.vms.iter().flat_map(|vm| vm.counters.grants).sum()
+    }
+
+    fn result(&mut self, op: &Op) -> Vec<u64> {
+        match op {
+            Op::Params(params) => self.params = *params,
+            &Op::New {
+                vm,
+                weight,
+                vclock_ns,
+            } => {
+                self.vms[vm] = new_vm(weight, vclock_ns);
+                self.vcpus[vm] = Default::default();
+                for turn in &mut self.turns {
+                    turn.take_if(|(of, ..)| *of == vm);
+                }
+            }
+            &Op::Begin {
+                slot,
+                vm,
+                vcpu,
+                bonus_ns,
+            } => {
+                let (turn, taken) = Turn::start(
+                    &self.params,
+                    &mut self.vms[vm],
+                    &mut self.vcpus[vm][vcpu],
+                    bonus_ns,
+                );
+                self.turns[slot] = Some((vm, vcpu, turn));
+                return vec![taken];
+            }
+            Op::Look { slot, input } => {
+                let Some((vm, vcpu, turn)) = &mut self.turns[*slot] else {
+                    return Vec::new();
+                };
+                let (vm, vcpu) = (*vm, *vcpu);
+                let (params, vcpus) = (&self.params, &mut self.vcpus[vm][vcpu]);
+                let decision = turn.decide(params, &mut self.vms[vm], vcpus, input);
+                if matches!(decision, Decision::Leave(_)) {
+                    self.turns[*slot] = None;
+                }
+                return numbers(decision).to_vec();
+            }
+            &Op::Charge { vm, ran_ns } => self.vms[vm].ledger.charge(ran_ns),
+            &Op::Weight { vm, weight } => self.vms[vm].ledger.set_weight(weight),
+            &Op::Wake {
+                vm,
+                vclock_ns,
+                slack_ns,
+            } => self.vms[vm].ledger.wake(vclock_ns, slack_ns),
+            &Op::Enable { vm, enabled } => self.vms[vm].enabled = enabled,
+            &Op::Forgive { vm } => return vec![self.vms[vm].ledger.forgive()],
+            &Op::Abort { vm } => self.vms[vm].abort_extension(),
+            Op::Queue { me, vcpus } => {
+                let (snaps, runs): (Vec<_>, Vec<_>) = vcpus.iter().copied().unzip();
+                let mut running = VcpuSet::default();
+                for (vcpu, _) in runs.iter().enumerate().filter(|(_, runs)| **runs) {
+                    running.insert(vcpu);
+                }
+                return vec![queue_of(*me, &snaps, &running) as u64];
+            }
+            Op::Pick { candidates } => {
+                let first = pick(candidates.iter().copied(), &self.params);
+                return vec![first.unwrap() as u64];
+            }
+            &Op::Urgent {
+                head_ns,
+                current_ns,
+            } => {
+                return vec![u64::from(is_urgent(head_ns, current_ns))];
+            }
+        }
+        Vec::new()
+    }
+
+    fn show(&self, line: &mut String) {
+        for (vm, vcpus) in self.vms.iter().zip(&self.vcpus) {
+            let (ledger, counters) = (&vm.ledger, &vm.counters);
+            let books = [
+                u64::from(ledger.weight()),
+                ledger.vtime_ns(),
+                ledger.cpu_ns(),
+                ledger.extension_ns(),
+                ledger.penalty_ns(),
+                ledger.forgiven_ns(),
+                ledger.debt_ns(),
+                counters.requests,
+            ];
+            let last = [
+                counters.running,
+                counters.stepped_aside,
+                counters.handed_back,
+            ];
+            let vcpus = vcpus
+                .iter()
+                .flat_map(|vcpu| [vcpu.cooldown.into(), vcpu.streak.into(), vcpu.credit_ns]);
+            let numbers = books
+                .into_iter()
+                .chain(counters.grants)
+                .chain(counters.denials)
+                .chain(counters.ended)
+                .chain(last)
+                .chain(vcpus);
+            line.push_str(" | vm");
+            for number in numbers {
+                write!(line, " {number}").unwrap();
+            }
+        }
+        for turn in &self.turns {
+            line.push_str(" | turn");
+            if let Some((.., turn)) = turn {
+                let (left, used) = (turn.left_ns(), turn.extension_used_ns());
+                write!(line, " {left} {} {used}", u8::from(turn.is_extended())).unwrap();
+            }
+        }
+    }
+}
+
+/// Kind, time, reason to leave, section and denial.
+fn numbers(decision: Decision) -> [u64; 5] {
+    match decision {
+        Decision::Keep { for_ns } => [0, for_ns, 0, NO_SECTION, NO_DENIAL],
+        Decision::Extend { for_ns, section } => [1, for_ns, 0, section as u64, NO_DENIAL],
+        Decision::Renew => [2, 0, 0, NO_SECTION, NO_DENIAL],
+        Decision::Leave(leave) => {
+            let (leave, denial) = match leave {
+                Leave::SliceEnd => (0, NO_DENIAL),
+                Leave::Yielded => (1, NO_DENIAL),
+                Leave::Expired => (2, NO_DENIAL),
+                Leave::Denied(denial) => (3, denial as u64),
+                Leave::Hopeless => (4, NO_DENIAL),
+                Leave::HandBack => (5, NO_DENIAL),
+                Leave::Urgent => (6, NO_DENIAL),
+                Leave::Blocked => (7, NO_DENIAL),
+            };
+            [3, 0, leave, NO_SECTION, denial]
+        }
+    }
+}
