@@ -30,6 +30,10 @@ pub(crate) enum ConfigError {
     Mechanism(String),
     #[error("In [host]: socket_mode = {0:?} is no octal file mode: write it like \"0660\"")]
     SocketMode(String),
+    #[error("In [host]: scx_timeout_ms = {0} is outside 1000 to 30000")]
+    ScxTimeout(u32),
+    #[error("In [policy]: look_us = {0} is outside 5 to 1000")]
+    Look(u64),
     #[error("VM name {0:?}: use 1 to 64 of a-z A-Z 0-9 . _ - and begin with a letter or digit")]
     VmName(String),
     #[error("VM {0:?} is defined twice")]
@@ -57,10 +61,13 @@ pub(crate) struct HostSection {
     /// CPUs to manage, e.g. `"2-7,10"`; every online CPU when absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) pcpus: Option<String>,
-    /// `auto`, `userspace` or `observe`.
+    /// `auto`, `scx`, `userspace` or `observe`.
     pub(crate) controller: ControllerChoice,
     /// How the userspace controller steers.
     pub(crate) mechanism: String,
+    /// Controller `scx`: time a runnable thread may wait until the kernel goes back to its own
+    /// scheduler, ms.
+    pub(crate) scx_timeout_ms: u32,
     /// Where sockets and state live.
     pub(crate) runtime_dir: PathBuf,
     /// Mode of every socket.
@@ -76,6 +83,7 @@ impl Default for HostSection {
             pcpus: None,
             controller: ControllerChoice::Auto,
             mechanism: Mechanism::default().name().to_owned(),
+            scx_timeout_ms: 10_000,
             runtime_dir: PathBuf::from("/run/vmm-ecs"),
             socket_mode: "0660".to_owned(),
             vms_dir: None,
@@ -90,6 +98,8 @@ pub(crate) enum ControllerChoice {
     /// The best one this host allows; observes when none can steer.
     #[default]
     Auto,
+    /// Steer from a scheduler in the kernel (sched_ext), or fail.
+    Scx,
     /// Steer from user space, or fail.
     Userspace,
     /// Steer nothing.
@@ -112,6 +122,12 @@ pub(crate) struct PolicySection {
     pub(crate) extensions: bool,
     /// Whether the queue rules apply.
     pub(crate) queue_rules: bool,
+    /// Controller `scx`: time between two looks at a vCPU in an extension or a lock queue, us.
+    pub(crate) look_us: u64,
+    /// Controller `scx`, of the queue rules: a hopeless spinner leaves before its slice ends.
+    pub(crate) step_aside: bool,
+    /// Controller `scx`, of the queue rules: the vCPU that others wait for runs first.
+    pub(crate) head_first: bool,
 }
 
 impl Default for PolicySection {
@@ -124,6 +140,9 @@ impl Default for PolicySection {
             cooldown_max: params.cooldown_max,
             extensions: params.extensions,
             queue_rules: params.queue_rules,
+            look_us: 50,
+            step_aside: true,
+            head_first: true,
         }
     }
 }
@@ -167,7 +186,19 @@ pub(crate) struct Config {
     pub(crate) socket_mode: u32,
     pub(crate) vms_dir: Option<PathBuf>,
     pub(crate) params: Params,
+    #[cfg_attr(not(feature = "scx"), allow(dead_code))]
+    pub(crate) scx: ScxSection,
     pub(crate) vms: Vec<VmSection>,
+}
+
+/// What only the controller `scx` asks for.
+#[derive(Debug, Clone, Copy)]
+#[cfg_attr(not(feature = "scx"), allow(dead_code))]
+pub(crate) struct ScxSection {
+    pub(crate) timeout_ms: u32,
+    pub(crate) look_ns: u64,
+    pub(crate) step_aside: bool,
+    pub(crate) head_first: bool,
 }
 
 impl ConfigFile {
@@ -226,6 +257,12 @@ impl TryFrom<ConfigFile> for Config {
             queue_rules: policy.queue_rules,
         };
         params.validate()?;
+        if !(1000..=30_000).contains(&host.scx_timeout_ms) {
+            return Err(ConfigError::ScxTimeout(host.scx_timeout_ms));
+        }
+        if !(5..=1000).contains(&policy.look_us) {
+            return Err(ConfigError::Look(policy.look_us));
+        }
         for (index, vm) in vms.iter().enumerate() {
             vm.check()?;
             if vms.iter().take(index).any(|before| before.name == vm.name) {
@@ -244,6 +281,12 @@ impl TryFrom<ConfigFile> for Config {
             socket_mode,
             vms_dir: host.vms_dir,
             params,
+            scx: ScxSection {
+                timeout_ms: host.scx_timeout_ms,
+                look_ns: policy.look_us * 1000,
+                step_aside: policy.step_aside,
+                head_first: policy.head_first,
+            },
             vms,
         })
     }
@@ -314,6 +357,8 @@ mod tests {
                 "use one of rt, rt-strict, fair",
             ),
             ("[host]\nsocket_mode = \"999\"", "octal"),
+            ("[policy]\nlook_us = 1", "look_us = 1"),
+            ("[host]\nscx_timeout_ms = 9", "1000 to 30000"),
             ("[policy]\nslice_us = 1", "slice must be 0.5 to 100 ms"),
             ("[policy]\nextension_us = 4000", "extension must be"),
             ("[[vm]]\nname = \"../x\"", "VM name"),

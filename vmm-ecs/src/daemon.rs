@@ -27,6 +27,12 @@ pub(crate) enum DaemonError {
         #[source]
         source: std::io::Error,
     },
+    #[cfg(feature = "scx")]
+    #[error("Cannot start the controller in the kernel")]
+    Scx(#[from] ecs_sched::scx::ScxError),
+    #[cfg(not(feature = "scx"))]
+    #[error("This vmm-ecs was built without sched_ext: build it with --features scx")]
+    NoScx,
     #[error("Cannot start the userspace controller")]
     Userspace(#[from] StartError),
     #[error("Cannot start the observer")]
@@ -78,6 +84,7 @@ impl VmSink for Sink {
             },
             doorbells: view.doorbells,
             generation: view.generation,
+            regions: view.mem_userspace,
         });
     }
 
@@ -247,12 +254,69 @@ fn read_definitions(dir: &Path) -> Result<BTreeMap<String, Definition>, String> 
 }
 
 fn start_controller(config: &Config) -> Result<Arc<dyn Controller>, DaemonError> {
-    let observe = || -> Result<Arc<dyn Controller>, DaemonError> {
-        Ok(Arc::new(Observer::start(config.params)?))
-    };
-    if config.controller == ControllerChoice::Observe {
-        return observe();
+    match config.controller {
+        ControllerChoice::Observe => observe(config),
+        ControllerChoice::Userspace => userspace(config),
+        ControllerChoice::Scx => scx(config),
+        ControllerChoice::Auto => scx(config)
+            .or_else(|error| next_best(error, || userspace(config)))
+            .or_else(|error| next_best(error, || observe(config))),
     }
+}
+
+/// Only what this host does not have or allow is a reason to try another controller: not a mistake
+/// in the configuration, nor another daemon on the same CPUs.
+fn next_best(
+    error: DaemonError,
+    next: impl FnOnce() -> Result<Arc<dyn Controller>, DaemonError>,
+) -> Result<Arc<dyn Controller>, DaemonError> {
+    match &error {
+        #[cfg(not(feature = "scx"))]
+        DaemonError::NoScx => {}
+        #[cfg(feature = "scx")]
+        DaemonError::Scx(ecs_sched::scx::ScxError::Missing) => {}
+        #[cfg(feature = "scx")]
+        DaemonError::Scx(error) if error.is_not_allowed() => tracing::warn!(
+            error = with_causes(error),
+            "No controller in the kernel here: steering from user space"
+        ),
+        DaemonError::Userspace(error) if error.is_not_allowed() => tracing::warn!(
+            error = with_causes(error),
+            "This host does not let vmm-ecs steer: observing only"
+        ),
+        _ => return Err(error),
+    }
+    next()
+}
+
+fn with_causes(error: &(dyn std::error::Error + 'static)) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    let words: Vec<String> = causes.map(ToString::to_string).collect();
+    words.join(": ")
+}
+
+fn observe(config: &Config) -> Result<Arc<dyn Controller>, DaemonError> {
+    Ok(Arc::new(Observer::start(config.params)?))
+}
+
+#[cfg(feature = "scx")]
+fn scx(config: &Config) -> Result<Arc<dyn Controller>, DaemonError> {
+    let controller = ecs_sched::scx::ScxController::start(&ecs_sched::scx::ScxConfig {
+        params: config.params,
+        look_ns: config.scx.look_ns,
+        step_aside: config.scx.step_aside,
+        head_first: config.scx.head_first,
+        timeout_ms: config.scx.timeout_ms,
+    })?;
+    Ok(Arc::new(controller))
+}
+
+#[cfg(not(feature = "scx"))]
+fn scx(_: &Config) -> Result<Arc<dyn Controller>, DaemonError> {
+    Err(DaemonError::NoScx)
+}
+
+fn userspace(config: &Config) -> Result<Arc<dyn Controller>, DaemonError> {
     let pcpus = match &config.pcpus {
         Some(pcpus) => pcpus.clone(),
         None => CpuSet::online().map_err(DaemonError::Online)?,
@@ -266,24 +330,12 @@ fn start_controller(config: &Config) -> Result<Arc<dyn Controller>, DaemonError>
         "--journal".to_owned(),
         config.journal().to_string_lossy().into_owned(),
     ];
-    let started = UserspaceController::start(UserspaceConfig {
+    let controller = UserspaceController::start(UserspaceConfig {
         params: config.params,
         pcpus,
         mechanism: config.mechanism,
         journal: config.journal(),
         watchdog: Some(watchdog),
-    });
-    match started {
-        Ok(controller) => Ok(Arc::new(controller)),
-        // Only what this host does not allow is a reason to observe: not a mistake in the
-        // configuration, nor another daemon on the same CPUs.
-        Err(error) if config.controller == ControllerChoice::Auto && error.is_not_allowed() => {
-            tracing::warn!(
-                error = format!("{:#}", anyhow::Error::from(error)),
-                "This host does not let vmm-ecs steer: observing only"
-            );
-            observe()
-        }
-        Err(error) => Err(error.into()),
-    }
+    })?;
+    Ok(Arc::new(controller))
 }

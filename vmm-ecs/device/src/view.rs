@@ -3,18 +3,8 @@
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+pub use ecs_shm::UserRegion;
 use ecs_shm::{GuestMem, VmSlots};
-
-/// One region of guest memory as the front-end itself sees it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct UserRegion {
-    /// Guest-physical address.
-    pub gpa: u64,
-    /// Length, bytes.
-    pub len: u64,
-    /// Virtual address in the front-end's process.
-    pub userspace_addr: u64,
-}
 
 /// Immutable view of one connected VM, handed out whole at every change.
 #[derive(Debug, Clone)]

@@ -21,7 +21,41 @@ pub struct Ledger {
     forgiven_ns: u64,
 }
 
+/// Every book of a ledger by name, as another implementation of it keeps them; all times in ns.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Books {
+    /// See [`Ledger::weight`].
+    pub weight: u32,
+    /// See [`Ledger::vtime_ns`].
+    pub vtime_ns: u64,
+    /// Remainder of the last weighted division.
+    pub vtime_rest: u64,
+    /// See [`Ledger::cpu_ns`].
+    pub cpu_ns: u64,
+    /// See [`Ledger::extension_ns`].
+    pub extension_ns: u64,
+    /// See [`Ledger::penalty_ns`].
+    pub penalty_ns: u64,
+    /// See [`Ledger::forgiven_ns`].
+    pub forgiven_ns: u64,
+}
+
 impl Ledger {
+    /// The ledger with these books. What was taken back and forgiven is at most what was extended.
+    #[must_use]
+    pub fn from_books(books: Books) -> Self {
+        let penalty_ns = books.penalty_ns.min(books.extension_ns);
+        Self {
+            weight: books.weight.max(1),
+            vtime_ns: books.vtime_ns,
+            vtime_rest: books.vtime_rest,
+            cpu_ns: books.cpu_ns,
+            extension_ns: books.extension_ns,
+            penalty_ns,
+            forgiven_ns: books.forgiven_ns.min(books.extension_ns - penalty_ns),
+        }
+    }
+
     /// A VM that just appeared: it starts level with the others, without credit or debt.
     #[must_use]
     pub fn new(weight: u32, vclock_ns: u64) -> Self {

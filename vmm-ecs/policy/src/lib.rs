@@ -29,7 +29,7 @@ mod snapshot;
 mod turn;
 
 pub use fair::{Claim, split_fairly};
-pub use ledger::Ledger;
+pub use ledger::{Books, Ledger};
 pub use params::{BadParam, Params, WEIGHT_DEFAULT, WEIGHT_RANGE};
 pub use pick::{Candidate, Rank, is_urgent, pick};
 pub use queue::{MAX_VCPUS, Queue, VcpuSet, is_dirty, queue_of};

@@ -5,116 +5,62 @@
  * latency. All preemption goes through ecs_dispatch(): there ecs_policy.h decides whether a vCPU in a
  * section runs on, and for how long.
  *
- * Guest words are read in dispatch, tick, stopping and the timer only, while the vCPU's thread is the
- * one on the CPU; never in running, where the address space is another one's.
+ * Guest words are read in dispatch, stopping and the timer only, while the vCPU's thread is the one
+ * on the CPU; never in running, where the address space is another one's.
+ *
+ *   maps.h    state, and how it is found       queues.h  who waits, who comes next
+ *   guest.h   what a guest publishes           turn.h    a vCPU's turn, and its books
+ *   hints.h   what leaves: hints, histograms   ecs_policy.h, shared.h: shared with the daemon
  */
-#include "turn.h"
+#include "queues.h"
 
 char _license[] SEC("license") = "GPL";
 
-/* Queues: of a VM, by its number; of the host; of what may run on one CPU only. */
-#define DSQ_VM		0x1000ULL
-#define DSQ_HOST	0x2000ULL
-#define DSQ_PINNED	0x10000ULL
-
-/* Time between two looks at a vCPU in an extension, ns: its release has no other sign here. */
-#define POLL_NS		50000
 /* A host task's turn, ns: short, since many share one queue. */
 #define HOST_SLICE_NS	1000000
-/* VMs that may prove unable to run on a CPU before another one is left for later. */
-#define MAX_TRIES	4
-#define NO_VM		ECS_MAX_VMS
 
-struct waiting {
-	__u64 vm_vtime_ns;
-	__u64 host_vtime_ns;
-	__u64 host_dsq;		/* 0: no host task waits */
-	__u32 vm;		/* that comes first; NO_VM: none waits */
-};
-
-static void peek_host(struct waiting *w, __u64 dsq)
+static void set_endless(struct ecs_cpu *cpu, bool endless)
 {
-	struct task_struct *p = scx_bpf_dsq_peek(dsq);
-
-	if (p && (!w->host_dsq || p->scx.dsq_vtime < w->host_vtime_ns)) {
-		w->host_dsq = dsq;
-		w->host_vtime_ns = p->scx.dsq_vtime;
-	}
+	if (cpu->endless == endless)
+		return;
+	cpu->endless = endless;
+	__sync_fetch_and_add(&nr_endless, endless ? 1 : -1);
 }
 
-/* Who waits for this CPU; VMs in `tried` do not count. */
-__noinline int look_around(struct waiting *w __arg_nonnull, __s32 cpu, __u64 tried)
-{
-	__u32 nr = nr_vms;
-	int i;
-
-	*w = (struct waiting){ .vm = NO_VM };
-	peek_host(w, DSQ_HOST);
-	peek_host(w, DSQ_PINNED + (__u32)cpu);
-	if (nr > ECS_MAX_VMS)
-		nr = ECS_MAX_VMS;
-	bpf_for(i, 0, nr) {
-		__u32 key = i;
-		struct ecs_vm_entry *vm;
-		__u64 vtime_ns;
-
-		if (tried & (1ULL << (i & 63)) || scx_bpf_dsq_nr_queued(DSQ_VM + i) <= 0)
-			continue;
-		vm = bpf_map_lookup_elem(&vms, &key);
-		if (!vm)
-			continue;
-		vtime_ns = vm->state.vm.ledger.vtime_ns;
-		if (w->vm == NO_VM || vtime_ns < w->vm_vtime_ns) {
-			w->vm = i;
-			w->vm_vtime_ns = vtime_ns;
-		}
-	}
-	return 0;
-}
-
-/* Moves the one with the least virtual time to the CPU; `first` is a VM that goes before all. */
-static bool run_next(__s32 cpu, __u32 first)
-{
-	struct waiting w;
-	__u64 tried = 0;
-	int i;
-
-	if (first < NO_VM && scx_bpf_dsq_move_to_local(DSQ_VM + first))
-		return true;
-	bpf_for(i, 0, MAX_TRIES) {
-		look_around(&w, cpu, tried);
-		if (w.host_dsq && (w.vm == NO_VM || w.host_vtime_ns <= w.vm_vtime_ns)) {
-			if (scx_bpf_dsq_move_to_local(w.host_dsq)) {
-				advance_vclock(w.host_vtime_ns);
-				return true;
-			}
-		}
-		if (w.vm == NO_VM)
-			break;
-		if (scx_bpf_dsq_move_to_local(DSQ_VM + w.vm)) {
-			advance_vclock(w.vm_vtime_ns);
-			return true;
-		}
-		tried |= 1ULL << (w.vm & 63);
-	}
-	return scx_bpf_dsq_move_to_local(DSQ_PINNED + (__u32)cpu) ||
-	       scx_bpf_dsq_move_to_local(DSQ_HOST);
-}
-
-/* The vCPU runs on for at most so long; in an extension it is looked at in between. */
-static void let_run(struct task_struct *p, struct ecs_cpu *cpu, bool extended, __u64 for_ns,
+/* The vCPU runs on until the next look; `for_ns` of it at most. */
+static void let_run(struct task_struct *p, struct ecs_cpu *cpu, bool watched, __u64 for_ns,
 		    __u64 now_ns)
 {
-	cpu->hard_stop_ns = extended ? now_ns + for_ns : 0;
+	cpu->end_ns = now_ns + for_ns;
+	cpu->ends_with_section = watched;
+	set_endless(cpu, false);
 	/* The timer ends it; the tick, which is coarser, only where the timer fails. */
 	scx_bpf_task_set_slice(p, for_ns);
-	bpf_timer_start(&cpu->timer, extended ? ecs_min(for_ns, POLL_NS) : for_ns, TIMER_CPU_PIN);
+	bpf_timer_start(&cpu->timer, ecs_min(for_ns, cpu->look_ns), TIMER_CPU_PIN);
+}
+
+/* Nobody waits: it runs until somebody does, unwatched. */
+static void let_run_on(struct task_struct *p, struct ecs_cpu *cpu)
+{
+	cpu->end_ns = 0;
+	cpu->ends_with_section = false;
+	/* A timer that is still set finds nothing to do. */
+	scx_bpf_task_set_slice(p, SCX_SLICE_INF);
+	set_endless(cpu, true);
+}
+
+/* Time until the next look at a vCPU of a VM, ns; only VMs that use locks are looked at in a turn. */
+static __u64 first_look_ns(const struct ecs_vm_state *vm)
+{
+	return vm->lock_bound ? setup.look_ns : ECS_U64_MAX;
 }
 
 static void look_and_place(struct vcpu_ref *ref, struct ecs_input *in)
 {
 	look_at(ref, &in->snap);
 	in->queue = queue_place(ref->index, &in->snap);
+	if (!setup.step_aside && in->queue == ECS_QUEUE_HOPELESS)
+		in->queue = ECS_QUEUE_UNKNOWN;
 	ref->vcpu->rank = in->queue == ECS_QUEUE_HOPELESS ? ECS_RANK_HOPELESS :
 			  ecs_holds(&in->snap) || in->queue == ECS_QUEUE_HEAD ? ECS_RANK_HEAD :
 			  ECS_RANK_READY;
@@ -125,45 +71,30 @@ __s32 BPF_PROG(ecs_select_cpu, struct task_struct *p, __s32 prev_cpu, __u64 wake
 {
 	bool is_idle = false;
 	__s32 cpu = scx_bpf_select_cpu_dfl(p, prev_cpu, wake_flags, &is_idle);
+	struct vcpu_ref ref;
 
-	if (is_idle)
+	/* A VM at its limit goes the long way: dispatch knows when it may run again. */
+	if (is_idle && (!vcpu_of(&ref, p) || !ref.vm_config->quota_ns))
 		scx_bpf_dsq_insert(p, SCX_DSQ_LOCAL, HOST_SLICE_NS, 0);
 	return cpu;
 }
 
-/* A vCPU has work, perhaps the first of its VM for long: time a VM did not use is no credit. */
-static void wake(struct vcpu_ref *ref)
-{
-	struct ecs_vm_entry *vm = ref->vm;
-	__u64 slice_ns = params.slice_ns, clock = vclock_ns;
-
-	adopt(ref);
-	if (ref->vcpu->runnable)
-		return;
-	ref->vcpu->runnable = 1;
-	if (__sync_fetch_and_add(&vm->state.nr_runnable, 1))
-		return;
-	bpf_spin_lock(&vm->lock);
-	ecs_ledger_wake(&vm->state.vm.ledger, clock, slice_ns);
-	bpf_spin_unlock(&vm->lock);
-}
-
 static void enqueue_vcpu(struct task_struct *p, struct vcpu_ref *ref, __u64 enq_flags)
 {
-	struct ecs_vm_entry *vm = ref->vm;
 	struct ecs_vcpu *vcpu = ref->vcpu;
-	__u64 slice_ns = params.slice_ns, key;
+	__u64 slice_ns = setup.params.slice_ns, floor_ns, key;
 
 	wake(ref);
 	/* Time a vCPU slept is no credit against its siblings. */
-	if (vcpu->inner_vtime_ns < ecs_sub(vm->state.inner_vclock_ns, slice_ns))
-		vcpu->inner_vtime_ns = ecs_sub(vm->state.inner_vclock_ns, slice_ns);
+	floor_ns = ecs_sub(ref->vm->inner_vclock_ns, slice_ns);
+	if (vcpu->inner_vtime_ns < floor_ns)
+		vcpu->inner_vtime_ns = floor_ns;
 	/* Set back by two slices a rank: a head comes first, and none waits for ever. */
 	key = vcpu->inner_vtime_ns + (vcpu->rank & 3) * ecs_boost_ns(policy());
-	scx_bpf_dsq_insert_vtime(p, DSQ_VM + (ref->vm_index & 63), slice_ns, key, enq_flags);
+	scx_bpf_dsq_insert_vtime(p, DSQ_VM + ref->vm_index, slice_ns, key, enq_flags);
 }
 
-/* A host task that woke takes the CPU from a vCPU that is ahead of it, by way of dispatch. */
+/* Who woke takes the CPU from a vCPU that is far enough ahead of it, by way of dispatch. */
 static void press(struct task_struct *p, __u64 vtime_ns)
 {
 	__s32 cpu = scx_bpf_task_cpu(p);
@@ -171,7 +102,7 @@ static void press(struct task_struct *p, __u64 vtime_ns)
 	struct vcpu_ref ref;
 
 	if (state && find_vcpu(&ref, state->vcpu) &&
-	    ecs_is_urgent(vtime_ns, ref.vm->state.vm.ledger.vtime_ns))
+	    ecs_is_urgent(vtime_ns, ref.vm->vm.ledger.vtime_ns))
 		scx_bpf_kick_cpu(cpu, SCX_KICK_PREEMPT);
 }
 
@@ -179,52 +110,70 @@ SEC("struct_ops/ecs_enqueue")
 void BPF_PROG(ecs_enqueue, struct task_struct *p, __u64 enq_flags)
 {
 	struct vcpu_ref ref;
-	__s32 idle;
+	__u64 vtime_ns;
 
 	if (vcpu_of(&ref, p)) {
 		enqueue_vcpu(p, &ref, enq_flags);
+		/* A VM that woke far behind need not wait for the end of a slice either. */
+		vtime_ns = ecs_add(ref.vm->vm.ledger.vtime_ns, setup.params.slice_ns / 2);
 	} else {
-		__u64 vtime_ns = p->scx.dsq_vtime;
-		__u64 floor = ecs_sub(vclock_ns, params.slice_ns);
+		__u64 floor_ns = ecs_sub(vclock_ns, setup.params.slice_ns);
 		bool pinned = p->nr_cpus_allowed == 1;
 
-		if (vtime_ns < floor)
-			vtime_ns = floor;
+		vtime_ns = p->scx.dsq_vtime < floor_ns ? floor_ns : p->scx.dsq_vtime;
 		scx_bpf_dsq_insert_vtime(p, pinned ? DSQ_PINNED + (__u32)scx_bpf_task_cpu(p) : DSQ_HOST,
 					 HOST_SLICE_NS, vtime_ns, enq_flags);
-		if (enq_flags & SCX_ENQ_WAKEUP)
-			press(p, vtime_ns);
 	}
-	idle = scx_bpf_pick_idle_cpu(p->cpus_ptr, 0);
-	if (idle >= 0)
-		scx_bpf_kick_cpu(idle, SCX_KICK_IDLE);
+	if (enq_flags & SCX_ENQ_WAKEUP)
+		press(p, vtime_ns);
+	call_for(p);
+}
+
+/* Whether somebody waits whom this VM, in virtual time, must not let wait. */
+static void weigh(struct ecs_input *in, const struct waiting *w, const struct ecs_vm_state *vm,
+		  __u64 limited_until_ns)
+{
+	__u64 vtime_ns = vm->vm.ledger.vtime_ns;
+
+	in->urgent = (w->host_dsq && ecs_is_urgent(w->host_vtime_ns, vtime_ns)) ||
+		     (w->vm != NO_VM && ecs_is_urgent(ecs_add(w->vm_vtime_ns, setup.params.slice_ns),
+						      vtime_ns)) ||
+		     limited_until_ns;
+	/* Who waits behind this VM in virtual time does not want the CPU yet; nor does its own VM
+	 * stand still while a spinner that can get nowhere has it.
+	 */
+	in->others = in->urgent || (w->vm != NO_VM && (w->vm_vtime_ns <= vtime_ns ||
+						       in->queue == ECS_QUEUE_HOPELESS));
 }
 
 /* Whether the vCPU runs on; if it does not, `first` is the VM that goes next, or NO_VM. */
 static __noinline bool runs_on(struct task_struct *p, __u32 number, __u32 cpu, __u32 *first)
 {
+	struct ecs_cpu_stats *stats = stats_at(cpu);
 	struct ecs_cpu *state = cpu_state(cpu);
 	struct ecs_input in = { .event = ECS_EVENT_LOOK };
 	struct ecs_decision decision;
 	struct vcpu_ref ref;
 	struct waiting w;
-	__u64 now_ns = bpf_ktime_get_ns(), vtime_ns;
+	__u64 now_ns = bpf_ktime_get_ns(), until_ns;
+	bool alone, extended;
 
 	if (!p || !state || !find_vcpu(&ref, number) || !ref.vcpu->in_turn)
 		return false;
 	book(&ref, now_ns);
+	until_ns = throttled_until(ref.vm_config, ref.vm, now_ns);
 	in.ran_ns = ref.vcpu->turn_ran_ns;
-	look_around(&w, cpu, 0);
-	look_and_place(&ref, &in);
-	vtime_ns = ref.vm->state.vm.ledger.vtime_ns;
-	in.urgent = w.host_dsq && ecs_is_urgent(w.host_vtime_ns, vtime_ns);
-	/* Who waits behind this VM in virtual time does not want the CPU yet; nor does its own VM
-	 * stand still while a spinner that can get nowhere has it.
-	 */
-	in.others = in.urgent || (w.vm != NO_VM && (w.vm_vtime_ns <= vtime_ns ||
-						    in.queue == ECS_QUEUE_HOPELESS));
+	look_around(&w, cpu, NULL, now_ns);
+	alone = nobody(&w) && !until_ns;
+	/* What a vCPU does that nobody wants to take the CPU from is nobody's business. */
+	if (!alone)
+		look_and_place(&ref, &in);
+	weigh(&in, &w, ref.vm, until_ns);
+	tell(&ref, ECS_TOLD_OVERLOADED, alone ? 0 : ECS_TOLD_OVERLOADED);
 	if (decide(ref.index, &in, &decision))
 		return false;
+	if (!alone && stats)
+		observe(&stats->decision, bpf_ktime_get_ns() - now_ns);
 	switch (decision.kind) {
 	case ECS_RENEW:
 		begin_turn(ref.index, cpu);
@@ -232,17 +181,26 @@ static __noinline bool runs_on(struct task_struct *p, __u32 number, __u32 cpu, _
 		break;
 	case ECS_LEAVE:
 		count_preemption(&ref);
-		__sync_fetch_and_add(&ref.vm->state.rotations, 1);
+		__sync_fetch_and_add(&ref.vm->rotations, 1);
 		if (decision.leave == ECS_LEAVE_DENIED)
 			count_critical(&ref, ECS_CAUSE_DENIED, now_ns);
 		else if (decision.leave == ECS_LEAVE_EXPIRED)
 			count_critical(&ref, ECS_CAUSE_EXPIRED, now_ns);
+		if (setup.head_first && ref.vm->lock_bound)
+			ref.vm->first = find_head(ref.index, &in.snap);
 		/* To the sibling it waits for, if that one can run here. */
 		if (decision.leave == ECS_LEAVE_HOPELESS)
 			*first = ref.vm_index;
 		return false;
 	}
-	let_run(p, state, ecs_turn_is_extended(&ref.vcpu->turn), decision.for_ns, now_ns);
+	if (alone) {
+		let_run_on(p, state);
+		return true;
+	}
+	extended = ecs_turn_is_extended(&ref.vcpu->turn);
+	if (extended || in.urgent || !state->look_ns)
+		state->look_ns = setup.look_ns;
+	let_run(p, state, extended || in.urgent, decision.for_ns, now_ns);
 	return true;
 }
 
@@ -250,35 +208,52 @@ SEC("struct_ops/ecs_dispatch")
 void BPF_PROG(ecs_dispatch, __s32 cpu, struct task_struct *prev)
 {
 	__u32 number = 0, first = NO_VM;
-	struct ecs_cpu *state;
+	__u64 now_ns = bpf_ktime_get_ns();
+	struct ecs_cpu *state = cpu_state(cpu);
+	struct waiting w = { .vm = NO_VM };
+	bool goes_on = prev && prev->scx.flags & SCX_TASK_QUEUED;
 	struct vcpu_ref ref;
 
-	if (prev && prev->scx.flags & SCX_TASK_QUEUED)
+	if (!state)
+		return;
+	if (goes_on)
 		number = vcpu_number(prev);
 	if (number && runs_on(prev, number, cpu, &first))
 		return;
-	if (run_next(cpu, first) || !number || !prev)
+	if (run_next(cpu, first, &w, now_ns))
 		return;
+	if (w.refill_ns > now_ns)
+		bpf_timer_start(&state->timer, w.refill_ns - now_ns, TIMER_CPU_PIN);
 	/* Nobody could take the CPU after all. */
-	state = cpu_state(cpu);
-	if (state && find_vcpu(&ref, number)) {
+	if (!goes_on)
+		return;
+	if (!find_vcpu(&ref, number)) {
+		scx_bpf_task_set_slice(prev, HOST_SLICE_NS);
+	} else if (!throttled_until(ref.vm_config, ref.vm, now_ns)) {
 		begin_turn(ref.index, cpu);
-		let_run(prev, state, false, ecs_turn_left(&ref.vcpu->turn), bpf_ktime_get_ns());
+		tell(&ref, ECS_TOLD_PREEMPTED, 0);
+		let_run(prev, state, false, ecs_turn_left(&ref.vcpu->turn), now_ns);
 	}
 }
 
+/* Only a net: whoever begins to wait calls for the CPU, and the timer ends turns. */
 SEC("struct_ops/ecs_tick")
 void BPF_PROG(ecs_tick, struct task_struct *p)
 {
-	struct ecs_input in = { 0 };
-	struct vcpu_ref ref;
+	__u32 cpu = bpf_get_smp_processor_id();
+	struct ecs_cpu *state = cpu_state(cpu);
+	__u64 now_ns = bpf_ktime_get_ns();
+	struct waiting w;
 
-	if (!params.queue_rules || !vcpu_of(&ref, p) || !ref.vcpu->in_turn)
+	if (!state || !state->vcpu)
 		return;
-	look_and_place(&ref, &in);
-	/* A hopeless spinner gives its CPU up early; dispatch finds out whether somebody wants it. */
-	if (in.queue == ECS_QUEUE_HOPELESS)
+	if (state->endless) {
+		look_around(&w, cpu, NULL, now_ns);
+		if (!nobody(&w))
+			scx_bpf_task_set_slice(p, 0);
+	} else if (now_ns > state->end_ns) {
 		scx_bpf_task_set_slice(p, 0);
+	}
 }
 
 SEC("struct_ops/ecs_running")
@@ -289,7 +264,8 @@ void BPF_PROG(ecs_running, struct task_struct *p)
 	__u64 now_ns = bpf_ktime_get_ns(), left_ns;
 	__u32 number = vcpu_number(p);
 	struct vcpu_ref ref;
-	bool extended;
+	struct waiting w;
+	bool extended, alone;
 
 	if (!state)
 		return;
@@ -300,22 +276,40 @@ void BPF_PROG(ecs_running, struct task_struct *p)
 		return;
 	}
 	wake(&ref);
-	if (ref.vcpu->critical_since_ns) {
-		__sync_fetch_and_add(&ref.vm->state.stall_ns, now_ns - ref.vcpu->critical_since_ns);
-		ref.vcpu->critical_since_ns = 0;
-	}
-	if (ref.vm->state.inner_vclock_ns < ref.vcpu->inner_vtime_ns)
-		ref.vm->state.inner_vclock_ns = ref.vcpu->inner_vtime_ns;
+	count_return(&ref, now_ns);
+	if (ref.vm->inner_vclock_ns < ref.vcpu->inner_vtime_ns)
+		ref.vm->inner_vclock_ns = ref.vcpu->inner_vtime_ns;
+	if (ref.vm->first == ref.index % ECS_MAX_VCPUS + 1)
+		ref.vm->first = 0;
 	ref.vcpu->since_ns = now_ns;
 	ref.vcpu->running = 1;
 	if (!ref.vcpu->in_turn)
 		begin_turn(ref.index, cpu);
 	state->vcpu = number;
 	state->tid = p->pid;
+	look_around(&w, cpu, NULL, now_ns);
+	alone = nobody(&w) && !ref.vm_config->quota_ns;
+	tell(&ref, ECS_TOLD_OVERLOADED, alone ? 0 : ECS_TOLD_OVERLOADED);
+	if (alone) {
+		let_run_on(p, state);
+		return;
+	}
 	extended = ecs_turn_is_extended(&ref.vcpu->turn);
-	left_ns = extended ? ecs_sub(params.extension_ns, ref.vcpu->turn.used_ns) :
+	left_ns = extended ? ecs_sub(setup.params.extension_ns, ref.vcpu->turn.used_ns) :
 			     ecs_turn_left(&ref.vcpu->turn);
+	state->look_ns = extended ? setup.look_ns : first_look_ns(ref.vm);
 	let_run(p, state, extended, left_ns, now_ns);
+}
+
+/* What a task of the host ran goes to its virtual time. */
+static void charge_host(struct task_struct *p, __u64 ran_ns)
+{
+	__u64 floor_ns = ecs_sub(vclock_ns, setup.params.slice_ns);
+	__u32 weight = p->scx.weight ? p->scx.weight : 1;
+	/* A sleeper's floor, which its place in the queue had as well. */
+	__u64 vtime_ns = p->scx.dsq_vtime > floor_ns ? p->scx.dsq_vtime : floor_ns;
+
+	scx_bpf_task_set_dsq_vtime(p, vtime_ns + ecs_mul(ran_ns, ECS_WEIGHT_DEFAULT) / weight);
 }
 
 SEC("struct_ops/ecs_stopping")
@@ -331,16 +325,10 @@ void BPF_PROG(ecs_stopping, struct task_struct *p, bool runnable)
 	if (!state)
 		return;
 	if (!find_vcpu(&ref, vcpu_number(p))) {
-		__u64 ran_ns = ecs_sub(now_ns, state->since_ns);
-		__u32 weight = p->scx.weight ? p->scx.weight : 1;
-
-		/* A sleeper's floor, which its place in the queue had as well. */
-		scx_bpf_task_set_dsq_vtime(p, (p->scx.dsq_vtime > ecs_sub(vclock_ns, params.slice_ns) ?
-					       p->scx.dsq_vtime : ecs_sub(vclock_ns, params.slice_ns)) +
-					      ecs_mul(ran_ns, ECS_WEIGHT_DEFAULT) / weight);
+		charge_host(p, ecs_sub(now_ns, state->since_ns));
 		return;
 	}
-	/* It became a vCPU while it ran: there is nothing to book yet. */
+	/* Without that it became a vCPU while it ran: there is nothing to book yet. */
 	if (state->vcpu) {
 		book(&ref, now_ns);
 		ref.vcpu->running = 0;
@@ -356,7 +344,8 @@ void BPF_PROG(ecs_stopping, struct task_struct *p, bool runnable)
 		}
 	}
 	state->vcpu = 0;
-	state->hard_stop_ns = 0;
+	state->end_ns = 0;
+	set_endless(state, false);
 }
 
 SEC("struct_ops/ecs_quiescent")
@@ -366,32 +355,78 @@ void BPF_PROG(ecs_quiescent, struct task_struct *p, __u64 deq_flags)
 
 	if (vcpu_of(&ref, p) && ref.vcpu->runnable) {
 		ref.vcpu->runnable = 0;
-		__sync_fetch_and_add(&ref.vm->state.nr_runnable, -1);
+		__sync_fetch_and_add(&ref.vm->nr_runnable, -1);
 	}
 }
 
-/* The end of a slice or of an extension, or a look in between. */
-static int timer_fired(void *map, __u32 *cpu, struct ecs_cpu *state)
+/* A guest hands its CPU to a sibling (KVM's directed yield): that one comes first in its VM. */
+SEC("struct_ops/ecs_yield")
+bool BPF_PROG(ecs_yield, struct task_struct *from, struct task_struct *to)
 {
-	__u64 hard_stop_ns = state->hard_stop_ns, now_ns = bpf_ktime_get_ns();
-	struct task_struct *current = bpf_get_current_task_btf();
+	struct vcpu_ref giver, taker;
+
+	scx_bpf_task_set_slice(from, 0);
+	if (!to || !vcpu_of(&giver, from) || !vcpu_of(&taker, to) ||
+	    giver.vm_index != taker.vm_index || !taker.vcpu->runnable || taker.vcpu->running)
+		return false;
+	taker.vm->first = taker.index % ECS_MAX_VCPUS + 1;
+	return true;
+}
+
+/* Whether the vCPU here has a reason to stay, found out without a word to the policy. */
+static bool stays(struct ecs_cpu *state, __u64 now_ns)
+{
 	struct ecs_snapshot snap;
 	struct vcpu_ref ref;
+	__u32 place;
 
-	if (!state->vcpu)
+	if (now_ns >= state->end_ns || !find_vcpu(&ref, state->vcpu))
+		return false;
+	look_at(&ref, &snap);
+	place = queue_place(ref.index, &snap);
+	if (place == ECS_QUEUE_HOPELESS && setup.step_aside && setup.params.queue_rules)
+		return false;
+	return !state->ends_with_section ||
+	       ecs_section_of(policy(), &snap, place) != ECS_SECTION_NONE;
+}
+
+/* The end of a slice or of an extension, a look in between, or the end of a VM's limit. */
+static int timer_fired(void *map, __u32 *cpu, struct ecs_cpu *state)
+{
+	__u64 now_ns = bpf_ktime_get_ns();
+	struct task_struct *current = bpf_get_current_task_btf();
+
+	if (!state->vcpu) {
+		scx_bpf_kick_cpu(*cpu, SCX_KICK_IDLE);
 		return 0;
-	if (now_ns < hard_stop_ns && (__u32)current->pid == state->tid &&
-	    find_vcpu(&ref, state->vcpu)) {
-		look_at(&ref, &snap);
-		/* Its place in a queue is for dispatch to find out. */
-		if (ecs_section_of(policy(), &snap, ECS_QUEUE_NOT_WAITING) != ECS_SECTION_NONE) {
-			bpf_timer_start(&state->timer, ecs_min(hard_stop_ns - now_ns, POLL_NS),
-					TIMER_CPU_PIN);
-			return 0;
-		}
 	}
-	scx_bpf_kick_cpu(*cpu, SCX_KICK_PREEMPT);
+	if (state->endless)
+		return 0;
+	if ((__u32)current->pid != state->tid || !stays(state, now_ns)) {
+		scx_bpf_kick_cpu(*cpu, SCX_KICK_PREEMPT);
+		return 0;
+	}
+	/* An extension is watched all the time, a slice less and less. */
+	if (!state->ends_with_section)
+		state->look_ns = ecs_mul(state->look_ns, 2);
+	bpf_timer_start(&state->timer, ecs_min(state->end_ns - now_ns, state->look_ns),
+			TIMER_CPU_PIN);
 	return 0;
+}
+
+/* CPUs that come and go need nothing here; without these the kernel would end the scheduler. */
+SEC("struct_ops/ecs_cpu_online")
+void BPF_PROG(ecs_cpu_online, __s32 cpu)
+{
+}
+
+SEC("struct_ops/ecs_cpu_offline")
+void BPF_PROG(ecs_cpu_offline, __s32 cpu)
+{
+	struct ecs_cpu *state = cpu_state(cpu);
+
+	if (state)
+		set_endless(state, false);
 }
 
 SEC("struct_ops/ecs_init_task")
@@ -406,15 +441,18 @@ void BPF_PROG(ecs_exit_task, struct task_struct *p, struct scx_exit_task_args *a
 {
 	__u32 tid = p->pid;
 	struct vcpu_ref ref;
+	__u64 seq;
 
 	if (!vcpu_of(&ref, p))
 		return;
 	bpf_map_delete_elem(&tids, &tid);
-	if (ecs_turn_is_extended(&ref.vcpu->turn)) {
-		bpf_spin_lock(&ref.vm->lock);
-		ecs_vm_abort_extension(&ref.vm->state.vm);
-		bpf_spin_unlock(&ref.vm->lock);
-	}
+	if (!ecs_turn_is_extended(&ref.vcpu->turn))
+		return;
+	seq = open_books(&ref);
+	ecs_vm_abort_extension(&ref.vm->vm);
+	close_books(&ref);
+	ref.vcpu->turn = (struct ecs_turn){ 0 };
+	record(&ref, ECS_OP_ABORT, seq, 0, 0, NULL, NULL);
 }
 
 SEC("struct_ops.s/ecs_init")
@@ -426,7 +464,7 @@ __s32 BPF_PROG(ecs_init)
 	bpf_for(i, 0, ECS_MAX_VMS)
 		if (!error)
 			error = scx_bpf_create_dsq(DSQ_VM + i, -1);
-	bpf_for(i, 0, nr_cpus) {
+	bpf_for(i, 0, setup.nr_cpus) {
 		struct ecs_cpu *state = cpu_state(i);
 
 		if (error)
@@ -446,6 +484,8 @@ SEC("struct_ops.s/ecs_exit")
 void BPF_PROG(ecs_exit, struct scx_exit_info *info)
 {
 	bpf_probe_read_kernel_str(exit_reason, sizeof(exit_reason), info->reason);
+	bpf_probe_read_kernel_str(exit_message, sizeof(exit_message), info->msg);
+	exit_code = info->exit_code;
 	exit_kind = info->kind;
 }
 
@@ -458,10 +498,14 @@ struct sched_ext_ops ecs_ops = {
 	.running = (void *)ecs_running,
 	.stopping = (void *)ecs_stopping,
 	.quiescent = (void *)ecs_quiescent,
+	.yield = (void *)ecs_yield,
+	.cpu_online = (void *)ecs_cpu_online,
+	.cpu_offline = (void *)ecs_cpu_offline,
 	.init_task = (void *)ecs_init_task,
 	.exit_task = (void *)ecs_exit_task,
 	.init = (void *)ecs_init,
 	.exit = (void *)ecs_exit,
+	.flags = SCX_OPS_ENQ_LAST,
 	.timeout_ms = 10000,
 	.name = "ecs",
 };

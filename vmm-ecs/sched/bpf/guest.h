@@ -15,13 +15,17 @@
 /* Of the caller's process; 0 where the guest has no such memory. */
 __noinline __u64 user_addr(__u32 vm_index, __u64 gpa, __u32 width)
 {
-	struct ecs_vm_config *vm = bpf_map_lookup_elem(&vm_configs, &vm_index);
+	const struct ecs_vm_config *vm = vm_config_at(vm_index);
+	__u32 nr = vm ? vm->nr_regions : 0;
 
-	if (!vm)
-		return 0;
-	for (int i = 0; i < ECS_MAX_REGIONS; i++) {
-		const struct ecs_region *region = &vm->regions[i];
-		__u64 offset = gpa - region->gpa;
+	for (__u32 i = 0; i < ECS_MAX_REGIONS; i++) {
+		const struct ecs_region *region;
+		__u64 offset;
+
+		if (!vm || i >= nr)
+			return 0;
+		region = &vm->regions[i];
+		offset = gpa - region->gpa;
 
 		if (gpa >= region->gpa && offset < region->len && region->len - offset >= width)
 			return region->user + offset;
@@ -90,7 +94,7 @@ __noinline int read_wait(__u32 vm_index, const struct virtio_ecs_guest_line *lin
 /* What makes no sense is "not in a section", and an error. */
 __noinline int read_snapshot(__u32 index, struct ecs_snapshot *snap __arg_nonnull)
 {
-	struct ecs_vcpu_config *vcpu = bpf_map_lookup_elem(&vcpu_configs, &index);
+	const struct ecs_vcpu_config *vcpu = index < ECS_MAX_TIDS ? &vcpu_configs[index] : NULL;
 	struct virtio_ecs_guest_line line;
 	struct ecs_snapshot seen = { 0 };
 	__u32 word = 0;
@@ -100,7 +104,8 @@ __noinline int read_snapshot(__u32 index, struct ecs_snapshot *snap __arg_nonnul
 		return 0;
 	if (bpf_probe_read_user(&line, sizeof(line), (const void *)vcpu->guest_line))
 		return -1;
-	if (line.np_count > MAX_COUNT || line.p_count > MAX_COUNT || read_wait(index / ECS_MAX_VCPUS, &line, &seen))
+	if (line.np_count > MAX_COUNT || line.p_count > MAX_COUNT ||
+	    read_wait(index / ECS_MAX_VCPUS, &line, &seen))
 		return -1;
 	if (vcpu->word_format) {
 		if (bpf_probe_read_user(&word, sizeof(word), (const void *)vcpu->word_addr))

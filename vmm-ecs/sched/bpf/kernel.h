@@ -44,6 +44,7 @@ struct sched_ext_entity {
 struct task_struct {
 	int pid;
 	int nr_cpus_allowed;
+	unsigned short migration_disabled;
 	cpumask_t cpus_mask;	/* not read: without it the compiler would not describe its type */
 	const cpumask_t *cpus_ptr;
 	struct sched_ext_entity scx;
@@ -58,6 +59,7 @@ enum scx_exit_kind {
 
 struct scx_exit_info {
 	enum scx_exit_kind kind;
+	__s64 exit_code;
 	const char *reason;
 	char *msg;
 };
@@ -73,6 +75,9 @@ struct sched_ext_ops {
 	void (*running)(struct task_struct *p);
 	void (*stopping)(struct task_struct *p, bool runnable);
 	void (*quiescent)(struct task_struct *p, __u64 deq_flags);
+	bool (*yield)(struct task_struct *from, struct task_struct *to);
+	void (*cpu_online)(__s32 cpu);
+	void (*cpu_offline)(__s32 cpu);
 	__s32 (*init_task)(struct task_struct *p, struct scx_init_task_args *args);
 	void (*exit_task)(struct task_struct *p, struct scx_exit_task_args *args);
 	__s32 (*init)(void);
@@ -88,6 +93,8 @@ struct sched_ext_ops {
 #define SCX_KICK_IDLE		1ULL
 #define SCX_KICK_PREEMPT	2ULL
 #define SCX_TASK_QUEUED		1U
+#define SCX_OPS_ENQ_LAST	2ULL
+#define SCX_SLICE_INF		(~0ULL)
 
 __s32 scx_bpf_create_dsq(__u64 dsq_id, __s32 node) __ksym;
 __s32 scx_bpf_select_cpu_dfl(struct task_struct *p, __s32 prev_cpu, __u64 wake_flags,
@@ -103,5 +110,18 @@ void scx_bpf_dsq_insert_vtime(struct task_struct *p, __u64 dsq_id, __u64 slice, 
 bool scx_bpf_task_set_slice(struct task_struct *p, __u64 slice) __ksym;
 bool scx_bpf_task_set_dsq_vtime(struct task_struct *p, __u64 vtime) __ksym;
 void scx_bpf_kick_cpu(__s32 cpu, __u64 flags) __ksym;
+bool bpf_cpumask_test_cpu(__u32 cpu, const cpumask_t *cpumask) __ksym;
+
+/* One queue's tasks, in order; one of them can be moved out of its turn. */
+struct bpf_iter_scx_dsq {
+	__u64 __opaque[6];
+} __attribute__((aligned(8)));
+
+int bpf_iter_scx_dsq_new(struct bpf_iter_scx_dsq *it, __u64 dsq_id, __u64 flags) __ksym;
+struct task_struct *bpf_iter_scx_dsq_next(struct bpf_iter_scx_dsq *it) __ksym;
+void bpf_iter_scx_dsq_destroy(struct bpf_iter_scx_dsq *it) __ksym;
+void scx_bpf_dsq_move_set_slice(struct bpf_iter_scx_dsq *it, __u64 slice) __ksym;
+bool scx_bpf_dsq_move(struct bpf_iter_scx_dsq *it, struct task_struct *p, __u64 dsq_id,
+		      __u64 enq_flags) __ksym;
 
 #endif /* ECS_KERNEL_H */

@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0 */
-/* State of the programs, and how it is found. */
+/*
+ * State of the programs, and how it is found. Global arrays are mapped by the daemon, which reads and
+ * writes them as memory; only what holds a lock or a timer is a map of its own.
+ */
 #ifndef ECS_MAPS_H
 #define ECS_MAPS_H
 
@@ -7,18 +10,32 @@
 #include "shared.h"
 
 /* Set by the daemon before the programs are loaded. */
-const volatile struct ecs_params params;
-const volatile __u32 nr_cpus = 1;
+const volatile struct ecs_setup setup;
 
-/* Written by the daemon: places in vm_configs that may be in use lie below. */
+/* Never read: they carry the types of what the rings hold into the compiled object. */
+const volatile struct ecs_hint type_of_hints;
+const volatile struct ecs_record type_of_records;
+
+struct ecs_vm_config vm_configs[ECS_MAX_VMS];
+struct ecs_vcpu_config vcpu_configs[ECS_MAX_TIDS];
+struct ecs_vm_state vms[ECS_MAX_VMS];
+struct ecs_vcpu vcpus[ECS_MAX_TIDS];
+struct ecs_cpu_stats cpu_stats[ECS_MAX_CPUS];
+
+/* Written by the daemon: VMs are in the places below. */
 __u32 nr_vms;
+
+/* CPUs whose vCPU runs without an end in sight, since nobody waited. */
+__u32 nr_endless;
 
 /* Virtual time that has been reached, ns: newcomers begin here. */
 __u64 vclock_ns;
 
 /* Why the kernel ended this scheduler; 0 while it runs. */
 __u32 exit_kind;
+__s64 exit_code;
 char exit_reason[128];
+char exit_message[256];
 
 /* A vCPU as one number, plus one; 0 is none. */
 struct {
@@ -28,75 +45,98 @@ struct {
 	__type(value, __u32);
 } tids SEC(".maps");
 
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, ECS_MAX_VMS);
-	__type(key, __u32);
-	__type(value, struct ecs_vm_config);
-} vm_configs SEC(".maps");
-
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, ECS_MAX_TIDS);
-	__type(key, __u32);
-	__type(value, struct ecs_vcpu_config);
-} vcpu_configs SEC(".maps");
-
-struct ecs_vm_entry {
-	struct bpf_spin_lock lock;	/* of `vm`: other counters are atomic, or hints */
-	struct ecs_vm_state state;
+/* Of a VM's books: other counters are atomic, or hints. */
+struct ecs_lock {
+	struct bpf_spin_lock lock;
 };
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, ECS_MAX_VMS);
 	__type(key, __u32);
-	__type(value, struct ecs_vm_entry);
-} vms SEC(".maps");
-
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, ECS_MAX_TIDS);
-	__type(key, __u32);
-	__type(value, struct ecs_vcpu);
-} vcpus SEC(".maps");
+	__type(value, struct ecs_lock);
+} locks SEC(".maps");
 
 struct ecs_cpu {
 	struct bpf_timer timer;
 	__u64 bonus_ns;		/* what the VM before paid back */
-	__u64 hard_stop_ns;	/* of the extension that runs here */
+	__u64 end_ns;		/* the vCPU here runs until then at most; 0: without an end */
+	__u64 look_ns;		/* until the next look; doubles while there is nothing to see */
 	__u64 since_ns;		/* the host's task here runs since then */
 	__u32 vcpu;		/* that runs here, plus one; 0: none */
 	__u32 tid;		/* its thread */
+	__u8 ends_with_section;	/* a section keeps it here: it leaves as soon as that is over */
+	__u8 endless;
 };
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 1);	/* the daemon makes it one a CPU */
+	__uint(max_entries, ECS_MAX_CPUS);
 	__type(key, __u32);
 	__type(value, struct ecs_cpu);
 } cpus SEC(".maps");
 
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 1 << 16);
+} hints SEC(".maps");
+
+/* The daemon makes it small unless it records. */
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 1 << 24);
+} records SEC(".maps");
+
+static struct ecs_vm_state *vm_at(__u32 vm)
+{
+	return vm < ECS_MAX_VMS ? &vms[vm] : NULL;
+}
+
+static struct ecs_vm_config *vm_config_at(__u32 vm)
+{
+	return vm < ECS_MAX_VMS ? &vm_configs[vm] : NULL;
+}
+
+static struct ecs_vcpu *vcpu_at(__u32 index)
+{
+	return index < ECS_MAX_TIDS ? &vcpus[index] : NULL;
+}
+
+static struct ecs_cpu_stats *stats_at(__u32 cpu)
+{
+	return cpu < ECS_MAX_CPUS ? &cpu_stats[cpu] : NULL;
+}
+
+static struct ecs_cpu *cpu_state(__u32 cpu)
+{
+	return bpf_map_lookup_elem(&cpus, &cpu);
+}
+
 /* Everything about one vCPU. */
 struct vcpu_ref {
 	struct ecs_vcpu *vcpu;
-	struct ecs_vm_entry *vm;
+	struct ecs_vm_state *vm;
+	struct ecs_lock *lock;
 	const struct ecs_vm_config *vm_config;
 	__u32 vm_index;
 	__u32 index;		/* of the vCPU, over all VMs */
 };
 
+static bool vcpu_by_index(struct vcpu_ref *ref, __u32 index)
+{
+	ref->index = index;
+	ref->vm_index = index / ECS_MAX_VCPUS;
+	ref->vcpu = vcpu_at(index);
+	ref->vm = vm_at(ref->vm_index);
+	ref->vm_config = vm_config_at(ref->vm_index);
+	ref->lock = bpf_map_lookup_elem(&locks, &ref->vm_index);
+	return ref->vcpu && ref->vm && ref->vm_config && ref->lock;
+}
+
 /* False where `number` is no vCPU. */
 static bool find_vcpu(struct vcpu_ref *ref, __u32 number)
 {
-	if (!number)
-		return false;
-	ref->index = number - 1;
-	ref->vm_index = ref->index / ECS_MAX_VCPUS;
-	ref->vcpu = bpf_map_lookup_elem(&vcpus, &ref->index);
-	ref->vm = bpf_map_lookup_elem(&vms, &ref->vm_index);
-	ref->vm_config = bpf_map_lookup_elem(&vm_configs, &ref->vm_index);
-	return ref->vcpu && ref->vm && ref->vm_config;
+	return number && vcpu_by_index(ref, number - 1);
 }
 
 static __u32 vcpu_number(const struct task_struct *p)
@@ -112,15 +152,10 @@ static bool vcpu_of(struct vcpu_ref *ref, const struct task_struct *p)
 	return find_vcpu(ref, vcpu_number(p));
 }
 
-static struct ecs_cpu *cpu_state(__u32 cpu)
-{
-	return bpf_map_lookup_elem(&cpus, &cpu);
-}
-
 /* The parameters without `volatile`, and still not folded into what they are before the load. */
 static const struct ecs_params *policy(void)
 {
-	const struct ecs_params *p = (const struct ecs_params *)&params;
+	const struct ecs_params *p = (const struct ecs_params *)&setup.params;
 
 	barrier_var(p);
 	return p;

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0 OR Apache-2.0 OR BSD-3-Clause */
 /*
- * What the programs and whoever loads them share through maps.
+ * What the programs and the daemon share. Both sides get these types from this file: the daemon by
+ * way of the type information in the compiled object.
  */
 #ifndef ECS_SHARED_H
 #define ECS_SHARED_H
@@ -9,10 +10,22 @@
 
 #include "ecs_policy.h"
 
-#define ECS_MAX_VMS	64
-#define ECS_MAX_VCPUS	64	/* of one VM */
-#define ECS_MAX_REGIONS	8
+#define ECS_MAX_VMS	128
+#define ECS_MAX_VCPUS	256	/* of one VM */
+#define ECS_MAX_REGIONS	16
 #define ECS_MAX_TIDS	(ECS_MAX_VMS * ECS_MAX_VCPUS)
+#define ECS_MAX_CPUS	1024
+
+/* What does not change while a scheduler runs. */
+struct ecs_setup {
+	struct ecs_params params;
+	__u64 look_ns;		/* between two looks at a vCPU that may stand still, or end its section */
+	__u32 nr_cpus;
+	__u8 step_aside;	/* rules of the lock queue, to measure each: hopeless spinners leave early */
+	__u8 head_first;	/* the vCPU that the others wait for runs first */
+	__u8 record;		/* every operation on the books goes to `records` */
+	__u8 reserved;
+};
 
 /* Guest memory as the VMM's process sees it. */
 struct ecs_region {
@@ -21,8 +34,10 @@ struct ecs_region {
 	__u64 user;
 };
 
-/* Map vm_configs, written by the daemon; the index is the VM. */
+/* Written by the daemon; the index is the VM. */
 struct ecs_vm_config {
+	__u64 quota_ns;		/* CPU time in each period (cgroup cpu.max); 0: no limit */
+	__u64 period_ns;
 	__u32 epoch;		/* changes with each VM in this place; 0: none */
 	__u32 weight;
 	__u32 enabled;
@@ -32,7 +47,7 @@ struct ecs_vm_config {
 	struct ecs_region regions[ECS_MAX_REGIONS];
 };
 
-/* Map vcpu_configs, written by the daemon; the index is vm * ECS_MAX_VCPUS + vcpu. */
+/* Written by the daemon; the index is vm * ECS_MAX_VCPUS + vcpu. */
 struct ecs_vcpu_config {
 	__u64 guest_line;	/* address in the VMM's process; 0: not registered */
 	__u64 word_addr;
@@ -47,20 +62,25 @@ enum ecs_cause {
 	ECS_NR_CAUSES,
 };
 
-/* Map vms, written by the programs. */
+/* Written by the programs. */
 struct ecs_vm_state {
-	__u32 epoch;		/* of the VM these books are of */
-	__u32 reserved;
+	__u64 seq;		/* odd while the books change */
 	struct ecs_vm vm;
 	__u64 inner_vclock_ns;	/* CPU time of its vCPU that came last */
+	__u64 period_since_ns;	/* the period of its limit that runs, and what it used of it */
+	__u64 period_used_ns;
 	__u64 preemptions;
 	__u64 critical[ECS_NR_CAUSES];
 	__u64 stall_ns;
 	__u64 rotations;
 	__u64 nr_runnable;
+	__u32 epoch;		/* of the VM these books are of */
+	__u32 first;		/* vCPU the others wait for, plus one; 0: none */
+	__u32 lock_bound;	/* turns for which it still counts as waiting for its own locks */
+	__u32 reserved;
 };
 
-/* Map vcpus, written by the programs. */
+/* Written by the programs. */
 struct ecs_vcpu {
 	struct ecs_vcpu_state state;
 	struct ecs_turn turn;
@@ -72,13 +92,69 @@ struct ecs_vcpu {
 	__u64 critical;
 	__u64 grants;
 	__u64 faults;		/* reads that failed or made no sense */
+	__u64 extension_ns;	/* of the extension that runs, or ran last */
 	__u32 epoch;
 	__u32 rank;		/* enum ecs_rank when it left the CPU */
+	__u32 section;		/* enum ecs_section of the extension that ran last */
 	__u8 in_turn;
 	__u8 running;
 	__u8 runnable;
-	__u8 reserved0;
-	__u32 reserved1;
+	__u8 told;		/* ECS_TOLD_*: what its guest was last told */
+};
+
+#define ECS_TOLD_PREEMPTED	1
+#define ECS_TOLD_OVERLOADED	2
+#define ECS_TOLD_GRANTED	4
+
+/* A change of what a guest is told, for the daemon to write into its host line. */
+struct ecs_hint {
+	__u64 at_ns;
+	__u32 vcpu;		/* index over all VMs */
+	__u32 epoch;
+	__u32 told;
+	__u32 reserved;
+};
+
+#define ECS_NR_BUCKETS	32
+
+/* Bucket i counts values v with 2^(i-1) < v <= 2^i ns, the last one everything above. */
+struct ecs_histogram {
+	__u64 buckets[ECS_NR_BUCKETS];
+	__u64 count;
+	__u64 sum_ns;
+};
+
+/* Of one CPU, written there only. */
+struct ecs_cpu_stats {
+	struct ecs_histogram extension[ECS_NR_SECTIONS];
+	struct ecs_histogram critical_stall;
+	struct ecs_histogram decision;
+	__u64 looks;
+	__u64 extended_max_ns;	/* the longest extension */
+	__u64 hints_lost;
+	__u64 records_lost;
+};
+
+/* One operation on the books of a VM, in the order of `seq`. */
+enum ecs_op {
+	ECS_OP_NEW,
+	ECS_OP_WEIGHT,
+	ECS_OP_ENABLE,
+	ECS_OP_WAKE,
+	ECS_OP_CHARGE,
+	ECS_OP_START,
+	ECS_OP_DECIDE,
+	ECS_OP_ABORT,
+};
+
+struct ecs_record {
+	__u64 seq;
+	__u64 a;		/* what the operation takes */
+	__u64 b;
+	struct ecs_input in;	/* DECIDE */
+	struct ecs_decision out;
+	__u32 vcpu;		/* index over all VMs */
+	__u32 op;		/* enum ecs_op */
 };
 
 #endif /* ECS_SHARED_H */

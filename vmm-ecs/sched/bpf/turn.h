@@ -4,55 +4,125 @@
 #define ECS_TURN_H
 
 #include "guest.h"
+#include "hints.h"
 #include "maps.h"
+
+/* Turns for which a VM whose vCPU was seen in a lock queue counts as waiting for its own locks. */
+#define LOCK_BOUND_TURNS	64
+
+/*
+ * The books of a VM change between these two. No helper may be called meanwhile. Returns the number
+ * of the change, which orders records.
+ */
+static __always_inline __u64 open_books(struct vcpu_ref *ref)
+{
+	bpf_spin_lock(&ref->lock->lock);
+	ref->vm->seq++;
+	barrier();
+	return ref->vm->seq;
+}
+
+static __always_inline void close_books(struct vcpu_ref *ref)
+{
+	barrier();
+	ref->vm->seq++;
+	bpf_spin_unlock(&ref->lock->lock);
+}
 
 /* Takes over what the daemon wrote about a VM, and a VM that is new in its place. */
 static void adopt(struct vcpu_ref *ref)
 {
-	struct ecs_vm_entry *vm = ref->vm;
 	__u32 epoch = ref->vm_config->epoch, weight = ref->vm_config->weight;
-	__u64 clock = vclock_ns;
+	__u32 enabled = ref->vm_config->enabled;
+	struct ecs_vm_state *vm = ref->vm;
+	__u64 clock = vclock_ns, seq;
 
-	bpf_spin_lock(&vm->lock);
-	if (vm->state.epoch != epoch) {
-		vm->state.vm.counters = (struct ecs_counters){ 0 };
-		ecs_ledger_new(&vm->state.vm.ledger, weight, clock);
-		vm->state.inner_vclock_ns = 0;
-		vm->state.nr_runnable = 0;
-		vm->state.epoch = epoch;
-	}
-	if (vm->state.vm.ledger.weight != weight && weight)
-		ecs_ledger_set_weight(&vm->state.vm.ledger, weight);
-	vm->state.vm.enabled = ref->vm_config->enabled;
-	bpf_spin_unlock(&vm->lock);
 	if (ref->vcpu->epoch != epoch)
 		*ref->vcpu = (struct ecs_vcpu){ .epoch = epoch };
+	if (vm->epoch == epoch && (vm->vm.ledger.weight == weight || !weight) &&
+	    vm->vm.enabled == enabled)
+		return;
+	if (vm->epoch != epoch) {
+		seq = open_books(ref);
+		vm->vm.counters = (struct ecs_counters){ 0 };
+		ecs_ledger_new(&vm->vm.ledger, weight, clock);
+		vm->inner_vclock_ns = 0;
+		vm->period_since_ns = 0;
+		vm->period_used_ns = 0;
+		vm->preemptions = 0;
+		vm->critical[ECS_CAUSE_DENIED] = 0;
+		vm->critical[ECS_CAUSE_EXPIRED] = 0;
+		vm->critical[ECS_CAUSE_HOST] = 0;
+		vm->stall_ns = 0;
+		vm->rotations = 0;
+		vm->nr_runnable = 0;
+		vm->first = 0;
+		vm->lock_bound = 0;
+		vm->epoch = epoch;
+		close_books(ref);
+		record(ref, ECS_OP_NEW, seq, weight, clock, NULL, NULL);
+	} else if (vm->vm.ledger.weight != weight && weight) {
+		seq = open_books(ref);
+		ecs_ledger_set_weight(&vm->vm.ledger, weight);
+		close_books(ref);
+		record(ref, ECS_OP_WEIGHT, seq, weight, 0, NULL, NULL);
+	}
+	seq = open_books(ref);
+	vm->vm.enabled = enabled;
+	close_books(ref);
+	record(ref, ECS_OP_ENABLE, seq, enabled, 0, NULL, NULL);
+}
+
+/* A vCPU has work, perhaps the first of its VM for long: time a VM did not use is no credit. */
+static void wake(struct vcpu_ref *ref)
+{
+	__u64 slack_ns = setup.params.slice_ns, clock = vclock_ns, seq;
+
+	adopt(ref);
+	if (ref->vcpu->runnable)
+		return;
+	ref->vcpu->runnable = 1;
+	if (__sync_fetch_and_add(&ref->vm->nr_runnable, 1))
+		return;
+	seq = open_books(ref);
+	ecs_ledger_wake(&ref->vm->vm.ledger, clock, slack_ns);
+	close_books(ref);
+	record(ref, ECS_OP_WAKE, seq, clock, slack_ns, NULL, NULL);
 }
 
 static void look_at(const struct vcpu_ref *ref, struct ecs_snapshot *snap)
 {
+	struct ecs_cpu_stats *stats = stats_at(bpf_get_smp_processor_id());
+
+	if (stats)
+		stats->looks++;
 	if (read_snapshot(ref->index, snap))
 		ref->vcpu->faults++;
+	if (ecs_spins(snap) || snap->blocked)
+		ref->vm->lock_bound = LOCK_BOUND_TURNS;
+}
+
+static __u32 nr_vcpus_of(__u32 vm_index)
+{
+	const struct ecs_vm_config *config = vm_config_at(vm_index);
+	__u32 nr = config ? config->nr_vcpus : 0;
+
+	return nr < ECS_MAX_VCPUS ? nr : ECS_MAX_VCPUS;
 }
 
 /* The vCPU's place in its lock queue. Reads the words of its siblings, who share its address space. */
 __noinline __u32 queue_place(__u32 index, const struct ecs_snapshot *own __arg_nonnull)
 {
 	__u32 vm_index = index / ECS_MAX_VCPUS, base = vm_index * ECS_MAX_VCPUS;
-	struct ecs_vm_config *config = bpf_map_lookup_elem(&vm_configs, &vm_index);
 	struct ecs_queue_walk walk;
 	__u32 place = ecs_queue_begin(&walk, own);
-	__u32 nr;
 	int i;
 
-	if (place != ECS_QUEUE_UNKNOWN || !config)
+	if (place != ECS_QUEUE_UNKNOWN)
 		return place;
-	nr = config->nr_vcpus;
-	if (nr > ECS_MAX_VCPUS)
-		nr = ECS_MAX_VCPUS;
-	bpf_for(i, 0, nr) {
+	bpf_for(i, 0, nr_vcpus_of(vm_index)) {
 		__u32 other = base + i;
-		struct ecs_vcpu *vcpu = bpf_map_lookup_elem(&vcpus, &other);
+		struct ecs_vcpu *vcpu = vcpu_at(other);
 		struct ecs_snapshot snap;
 
 		if (other == index || !vcpu)
@@ -63,69 +133,143 @@ __noinline __u32 queue_place(__u32 index, const struct ecs_snapshot *own __arg_n
 	return ecs_queue_end(&walk, own);
 }
 
+/*
+ * The vCPU of this VM that stands still and that others wait for, plus one; 0: none. Its words are
+ * frozen until it runs again, so what is found now holds when the VM has a CPU the next time, unless a
+ * sibling that runs changes it. `index` is the vCPU that leaves the CPU, `own` what it does.
+ */
+__noinline __u32 find_head(__u32 index, const struct ecs_snapshot *own __arg_nonnull)
+{
+	__u32 vm_index = index / ECS_MAX_VCPUS, base = vm_index * ECS_MAX_VCPUS, head = 0;
+	int i;
+
+	bpf_for(i, 0, nr_vcpus_of(vm_index)) {
+		__u32 other = base + i;
+		struct ecs_vcpu *vcpu = vcpu_at(other);
+		struct ecs_snapshot snap;
+		bool holds, ended;
+
+		if (!vcpu || (other != index && (vcpu->running || !vcpu->runnable)))
+			continue;
+		if (other == index)
+			snap = *own;
+		else
+			read_snapshot(other, &snap);
+		holds = ecs_holds(&snap) && !ecs_spins(&snap);
+		ended = !snap.idle && snap.wait == ECS_WAIT_ENDED;
+		if (!holds && !ended)
+			continue;
+		/* The one the leaving vCPU itself waits for is the best there is. */
+		if ((holds && own->holder == (__u32)i + 1) ||
+		    (ended && own->wait == ECS_WAIT_PENDING && snap.lock == own->lock))
+			return i + 1;
+		if (!head)
+			head = i + 1;
+	}
+	return head;
+}
+
 /* Books what the vCPU ran since the last time. */
 static void book(struct vcpu_ref *ref, __u64 now_ns)
 {
-	struct ecs_vm_entry *vm = ref->vm;
 	__u64 ran_ns = ecs_sub(now_ns, ref->vcpu->since_ns);
+	__u64 quota_ns = ref->vm_config->quota_ns, period_ns = ref->vm_config->period_ns;
+	struct ecs_vm_state *vm = ref->vm;
+	__u64 seq;
 
 	ref->vcpu->since_ns = now_ns;
 	ref->vcpu->turn_ran_ns += ran_ns;
 	ref->vcpu->inner_vtime_ns += ran_ns;
 	ref->vcpu->state.cpu_ns += ran_ns;
-	bpf_spin_lock(&vm->lock);
-	ecs_ledger_charge(&vm->state.vm.ledger, ran_ns);
-	bpf_spin_unlock(&vm->lock);
+	seq = open_books(ref);
+	ecs_ledger_charge(&vm->vm.ledger, ran_ns);
+	if (quota_ns && period_ns) {
+		__u64 gone = ecs_sub(now_ns, vm->period_since_ns) / period_ns;
+
+		/* What it ran too much in one period is missing in the next. */
+		vm->period_used_ns = ecs_sub(vm->period_used_ns, ecs_mul(gone, quota_ns));
+		vm->period_since_ns += gone * period_ns;
+		vm->period_used_ns += ran_ns;
+	}
+	close_books(ref);
+	record(ref, ECS_OP_CHARGE, seq, ran_ns, 0, NULL, NULL);
+}
+
+/* When a VM that has used up its limit may run again; 0: it may run. */
+static __u64 throttled_until(const struct ecs_vm_config *config, const struct ecs_vm_state *vm,
+			     __u64 now_ns)
+{
+	__u64 quota_ns = config->quota_ns, period_ns = config->period_ns, periods;
+
+	if (!quota_ns || !period_ns || vm->period_used_ns < quota_ns)
+		return 0;
+	periods = vm->period_used_ns / quota_ns;
+	periods = vm->period_since_ns + periods * period_ns;
+	return periods > now_ns ? periods : 0;
 }
 
 __noinline int begin_turn(__u32 index, __u32 cpu_index)
 {
-	__u32 vm_index = index / ECS_MAX_VCPUS;
-	struct ecs_vm_entry *vm = bpf_map_lookup_elem(&vms, &vm_index);
-	struct ecs_vcpu *vcpu = bpf_map_lookup_elem(&vcpus, &index);
 	struct ecs_cpu *cpu = cpu_state(cpu_index);
-	__u64 bonus_ns, taken;
+	struct vcpu_ref ref;
+	__u64 bonus_ns, taken, seq;
 
-	if (!vm || !vcpu || !cpu)
+	if (!cpu || !vcpu_by_index(&ref, index))
 		return -1;
 	bonus_ns = cpu->bonus_ns;
-	bpf_spin_lock(&vm->lock);
-	taken = ecs_turn_start(&vcpu->turn, policy(), &vm->state.vm, &vcpu->state, bonus_ns);
-	bpf_spin_unlock(&vm->lock);
+	seq = open_books(&ref);
+	taken = ecs_turn_start(&ref.vcpu->turn, policy(), &ref.vm->vm, &ref.vcpu->state, bonus_ns);
+	if (ref.vm->lock_bound)
+		ref.vm->lock_bound--;
+	close_books(&ref);
+	record(&ref, ECS_OP_START, seq, bonus_ns, taken, NULL, NULL);
 	cpu->bonus_ns = taken;
-	vcpu->turn_ran_ns = 0;
-	vcpu->in_turn = 1;
+	cpu->look_ns = setup.look_ns;
+	ref.vcpu->turn_ran_ns = 0;
+	ref.vcpu->in_turn = 1;
 	return 0;
 }
 
 __noinline int decide(__u32 index, const struct ecs_input *in __arg_nonnull,
 		      struct ecs_decision *decision __arg_nonnull)
 {
-	__u32 vm_index = index / ECS_MAX_VCPUS;
-	struct ecs_vm_entry *vm = bpf_map_lookup_elem(&vms, &vm_index);
-	struct ecs_vcpu *vcpu = bpf_map_lookup_elem(&vcpus, &index);
+	struct vcpu_ref ref;
+	__u64 used_ns, seq;
+	bool extended;
 
-	if (!vm || !vcpu)
+	if (!vcpu_by_index(&ref, index))
 		return -1;
-	bpf_spin_lock(&vm->lock);
-	ecs_turn_decide(decision, &vcpu->turn, policy(), &vm->state.vm, &vcpu->state, in);
-	bpf_spin_unlock(&vm->lock);
-	vcpu->turn_ran_ns = 0;
-	if (decision->kind == ECS_EXTEND)
-		vcpu->grants++;
+	extended = ecs_turn_is_extended(&ref.vcpu->turn);
+	seq = open_books(&ref);
+	used_ns = ref.vm->vm.ledger.extension_ns;
+	ecs_turn_decide(decision, &ref.vcpu->turn, policy(), &ref.vm->vm, &ref.vcpu->state, in);
+	used_ns = ref.vm->vm.ledger.extension_ns - used_ns;
+	close_books(&ref);
+	record(&ref, ECS_OP_DECIDE, seq, 0, 0, in, decision);
+	ref.vcpu->turn_ran_ns = 0;
+	if (extended && !ecs_turn_is_extended(&ref.vcpu->turn)) {
+		ref.vcpu->extension_ns = used_ns;
+		observe_extension(ref.vcpu->section, used_ns);
+		tell(&ref, ECS_TOLD_GRANTED, 0);
+	}
+	if (decision->kind == ECS_EXTEND) {
+		ref.vcpu->grants++;
+		ref.vcpu->section = decision->section;
+		tell(&ref, ECS_TOLD_GRANTED, ECS_TOLD_GRANTED);
+	}
 	if (decision->kind == ECS_LEAVE)
-		vcpu->in_turn = 0;
+		ref.vcpu->in_turn = 0;
 	return 0;
 }
 
 static void count_critical(struct vcpu_ref *ref, __u32 cause, __u64 now_ns)
 {
 	if (cause == ECS_CAUSE_DENIED)
-		__sync_fetch_and_add(&ref->vm->state.critical[ECS_CAUSE_DENIED], 1);
+		__sync_fetch_and_add(&ref->vm->critical[ECS_CAUSE_DENIED], 1);
 	else if (cause == ECS_CAUSE_EXPIRED)
-		__sync_fetch_and_add(&ref->vm->state.critical[ECS_CAUSE_EXPIRED], 1);
+		__sync_fetch_and_add(&ref->vm->critical[ECS_CAUSE_EXPIRED], 1);
 	else
-		__sync_fetch_and_add(&ref->vm->state.critical[ECS_CAUSE_HOST], 1);
+		__sync_fetch_and_add(&ref->vm->critical[ECS_CAUSE_HOST], 1);
 	ref->vcpu->critical++;
 	ref->vcpu->critical_since_ns = now_ns;
 }
@@ -133,7 +277,23 @@ static void count_critical(struct vcpu_ref *ref, __u32 cause, __u64 now_ns)
 static void count_preemption(struct vcpu_ref *ref)
 {
 	ref->vcpu->preemptions++;
-	__sync_fetch_and_add(&ref->vm->state.preemptions, 1);
+	__sync_fetch_and_add(&ref->vm->preemptions, 1);
+	tell(ref, ECS_TOLD_PREEMPTED, ECS_TOLD_PREEMPTED);
+}
+
+/* It is on a CPU again. */
+static void count_return(struct vcpu_ref *ref, __u64 now_ns)
+{
+	__u64 stall_ns = ecs_sub(now_ns, ref->vcpu->critical_since_ns);
+	struct ecs_cpu_stats *stats = stats_at(bpf_get_smp_processor_id());
+
+	tell(ref, ECS_TOLD_PREEMPTED, 0);
+	if (!ref->vcpu->critical_since_ns)
+		return;
+	ref->vcpu->critical_since_ns = 0;
+	__sync_fetch_and_add(&ref->vm->stall_ns, stall_ns);
+	if (stats)
+		observe(&stats->critical_stall, stall_ns);
 }
 
 #endif /* ECS_TURN_H */

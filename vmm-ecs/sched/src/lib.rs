@@ -6,8 +6,9 @@
 //!
 //! # Approach
 //! [`Controller`] is what the daemon sees: VMs come, change and go; statistics come out. The
-//! [`userspace`] controller steers with scheduling classes; [`observe`] steers nothing and counts
-//! the same things, so that "off" and "on" are measured the same way.
+//! [`userspace`] controller steers with scheduling classes, `scx` (a feature) with a scheduler in the
+//! kernel; [`observe`] steers nothing and counts the same things, so that "off" and "on" are measured
+//! the same way.
 //!
 //! # Invariants
 //! Every steered thread can be put back by somebody else ([`journal`]). Guest faults are counted
@@ -22,6 +23,8 @@ pub mod journal;
 pub mod observe;
 mod pimutex;
 mod roster;
+#[cfg(feature = "scx")]
+pub mod scx;
 mod state;
 mod stats;
 pub mod sys;

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use ecs_policy::{CsSnapshot, Ledger, Params, Turn, VcpuSet, VcpuState, Vm, Wait};
-use ecs_shm::{VcpuSlots, VmSlots};
+use ecs_shm::{UserRegion, VcpuSlots, VmSlots};
 use ecs_stats::Histogram;
 use std::os::fd::OwnedFd;
 
@@ -29,6 +29,8 @@ pub struct VmSpec {
     pub doorbells: Vec<Option<Arc<OwnedFd>>>,
     /// Generation of its device.
     pub generation: u32,
+    /// Where its memory lies in the VMM's process, for who reads it there.
+    pub regions: Vec<UserRegion>,
 }
 
 /// Whether a vCPU runs, could run, or sleeps.
@@ -163,6 +165,8 @@ pub(crate) struct VmEntry {
     pub(crate) fair_ns: u64,
     pub(crate) cpu_ns: u64,
     pub(crate) delay_ns: u64,
+    /// Reads by programs in the kernel that made no sense.
+    pub(crate) kernel_faults: u64,
 }
 
 impl VmEntry {
@@ -187,6 +191,7 @@ impl VmEntry {
             fair_ns: 0,
             cpu_ns: 0,
             delay_ns: 0,
+            kernel_faults: 0,
         }
     }
 
@@ -359,6 +364,10 @@ pub(crate) struct HostCounters {
     pub(crate) extension: [Histogram; 3],
     pub(crate) critical_stall: Histogram,
     pub(crate) decision: Histogram,
+    /// From a change of what a guest should know until its host line says so.
+    pub(crate) hint: Histogram,
+    /// Why nothing steers any more.
+    pub(crate) ended: Option<String>,
 }
 
 /// Everything behind the lock.

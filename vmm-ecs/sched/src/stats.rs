@@ -37,6 +37,8 @@ pub(crate) fn snapshot(state: &State, host: &Host) -> Snapshot {
             extension_wait,
             critical_stall: state.host.critical_stall.clone(),
             decision: state.host.decision.clone(),
+            hint: state.host.hint.clone(),
+            ended: state.host.ended.clone(),
         },
         vms,
     }
@@ -102,7 +104,8 @@ fn vm_stats(vm: &VmEntry) -> VmStats {
             .iter()
             .flatten()
             .map(|slots| slots.nr_faults())
-            .sum(),
+            .sum::<u64>()
+            + vm.kernel_faults,
         vcpus: vm
             .vcpus
             .iter()

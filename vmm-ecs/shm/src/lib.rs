@@ -69,6 +69,17 @@ impl GuestMem {
     }
 }
 
+/// One region of guest memory as the front-end itself sees it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct UserRegion {
+    /// Guest-physical address.
+    pub gpa: u64,
+    /// Length, bytes.
+    pub len: u64,
+    /// Virtual address in the front-end's process.
+    pub userspace_addr: u64,
+}
+
 /// Counts above this are nonsense: no guest nests that deep (2^20).
 pub const MAX_COUNT: u32 = 1 << 20;
 

@@ -1,0 +1,95 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/* What leaves the programs beside decisions: hints for guests, histograms, records for a replay. */
+#ifndef ECS_HINTS_H
+#define ECS_HINTS_H
+
+#include "maps.h"
+
+/* Changes what the guest is told; the daemon writes it into the host line. Nothing for no change. */
+static void tell(struct vcpu_ref *ref, __u8 mask, __u8 value)
+{
+	__u8 told = (ref->vcpu->told & ~mask) | (value & mask);
+	struct ecs_cpu_stats *stats;
+	struct ecs_hint *hint;
+
+	if (told == ref->vcpu->told)
+		return;
+	ref->vcpu->told = told;
+	hint = bpf_ringbuf_reserve(&hints, sizeof(*hint), 0);
+	if (!hint) {
+		stats = stats_at(bpf_get_smp_processor_id());
+		if (stats)
+			stats->hints_lost++;
+		return;
+	}
+	hint->at_ns = bpf_ktime_get_ns();
+	hint->vcpu = ref->index;
+	hint->epoch = ref->vcpu->epoch;
+	hint->told = told;
+	hint->reserved = 0;
+	/* "Granted" is for the guest to know, not to act upon: it waits for the next hint that is. */
+	bpf_ringbuf_submit(hint, mask == ECS_TOLD_GRANTED ? BPF_RB_NO_WAKEUP : 0);
+}
+
+static void observe(struct ecs_histogram *h, __u64 value_ns)
+{
+	__u64 rest = value_ns ? value_ns - 1 : 0;
+	__u32 bits = 0;
+
+	for (int shift = 32; shift; shift >>= 1) {
+		if (rest >> shift) {
+			rest >>= shift;
+			bits += shift;
+		}
+	}
+	bits += rest != 0;
+	if (bits >= ECS_NR_BUCKETS)
+		bits = ECS_NR_BUCKETS - 1;
+	barrier_var(bits);
+	if (bits < ECS_NR_BUCKETS)
+		h->buckets[bits]++;
+	h->count++;
+	h->sum_ns += value_ns;
+}
+
+static void observe_extension(__u32 section, __u64 used_ns)
+{
+	struct ecs_cpu_stats *stats = stats_at(bpf_get_smp_processor_id());
+
+	if (!stats)
+		return;
+	if (section == ECS_SECTION_NON_PREEMPTABLE)
+		observe(&stats->extension[ECS_SECTION_NON_PREEMPTABLE], used_ns);
+	else if (section == ECS_SECTION_PREEMPTABLE)
+		observe(&stats->extension[ECS_SECTION_PREEMPTABLE], used_ns);
+	else
+		observe(&stats->extension[ECS_SECTION_WAIT], used_ns);
+	if (stats->extended_max_ns < used_ns)
+		stats->extended_max_ns = used_ns;
+}
+
+/* An operation on the books, for a replay by ecs-policy; nothing unless the daemon records. */
+static void record(const struct vcpu_ref *ref, __u32 op, __u64 seq, __u64 a, __u64 b,
+		   const struct ecs_input *in, const struct ecs_decision *out)
+{
+	struct ecs_record *r;
+
+	if (!setup.record)
+		return;
+	r = bpf_ringbuf_reserve(&records, sizeof(*r), 0);
+	if (!r) {
+		struct ecs_cpu_stats *stats = stats_at(bpf_get_smp_processor_id());
+
+		if (stats)
+			stats->records_lost++;
+		return;
+	}
+	*r = (struct ecs_record){ .seq = seq, .a = a, .b = b, .vcpu = ref->index, .op = op };
+	if (in && out) {
+		r->in = *in;
+		r->out = *out;
+	}
+	bpf_ringbuf_submit(r, BPF_RB_NO_WAKEUP);
+}
+
+#endif /* ECS_HINTS_H */

@@ -1,0 +1,91 @@
+//! What the running kernel offers this controller.
+
+use std::fs;
+use std::path::Path;
+
+/// Whether the kernel has the class at all.
+pub(super) fn has_sched_ext() -> bool {
+    Path::new("/sys/kernel/sched_ext").exists()
+}
+
+/// One thing this controller needs or makes use of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Finding {
+    /// What was looked at.
+    pub what: &'static str,
+    /// What was found; as an error where that keeps this controller from working.
+    pub found: Result<String, String>,
+}
+
+/// Looks at everything, and changes nothing.
+#[must_use]
+pub fn probe() -> Vec<Finding> {
+    let finding = |what, found| Finding { what, found };
+    let mut findings = vec![finding("sched_ext", sched_ext())];
+    if !has_sched_ext() {
+        return findings;
+    }
+    findings.push(finding("kernel type information (BTF)", btf()));
+    findings.push(finding("kernel functions of sched_ext", functions()));
+    findings.push(finding("cgroup limits of VMs", cgroups()));
+    findings.push(finding("core scheduling", core_scheduling()));
+    findings
+}
+
+fn sched_ext() -> Result<String, String> {
+    let state = fs::read_to_string("/sys/kernel/sched_ext/state")
+        .map_err(|_| "this kernel has none (CONFIG_SCHED_CLASS_EXT)".to_owned())?;
+    let name = fs::read_to_string("/sys/kernel/sched_ext/root/ops").unwrap_or_default();
+    match (state.trim(), name.trim()) {
+        ("disabled", _) => Ok("there, not in use".to_owned()),
+        (_, "ecs") => Ok("in use by vmm-ecs".to_owned()),
+        (_, name) => Err(format!("in use by the scheduler {name:?}: end it first")),
+    }
+}
+
+fn btf() -> Result<String, String> {
+    let path = "/sys/kernel/btf/vmlinux";
+    fs::metadata(path)
+        .map(|_| "there".to_owned())
+        .map_err(|error| format!("{path}: {error} (CONFIG_DEBUG_INFO_BTF)"))
+}
+
+/// Those that not every kernel with sched_ext has.
+fn functions() -> Result<String, String> {
+    let needed = [
+        "scx_bpf_dsq_peek",
+        "scx_bpf_task_set_slice",
+        "scx_bpf_task_set_dsq_vtime",
+        "scx_bpf_dsq_move",
+    ];
+    let symbols = fs::read_to_string("/proc/kallsyms").map_err(|error| error.to_string())?;
+    let has = |name: &str| {
+        symbols
+            .lines()
+            .any(|line| line.split_whitespace().nth(2) == Some(name))
+    };
+    let missing: Vec<&str> = needed.into_iter().filter(|name| !has(name)).collect();
+    if missing.is_empty() {
+        Ok("all there".to_owned())
+    } else {
+        Err(format!("missing: {}; a newer kernel has them", missing.join(", ")))
+    }
+}
+
+fn cgroups() -> Result<String, String> {
+    let controllers = fs::read_to_string("/sys/fs/cgroup/cgroup.controllers").unwrap_or_default();
+    if controllers.split_whitespace().any(|name| name == "cpu") {
+        Ok("cpu.weight and cpu.max of a VM's cgroup are kept".to_owned())
+    } else {
+        Ok("no cgroup v2 with the cpu controller: weights are those of the configuration".to_owned())
+    }
+}
+
+fn core_scheduling() -> Result<String, String> {
+    let smt = fs::read_to_string("/sys/devices/system/cpu/smt/active").unwrap_or_default();
+    Ok(if smt.trim() == "1" {
+        "siblings share cores: cookies that VMMs set are kept by the kernel".to_owned()
+    } else {
+        "no simultaneous multithreading".to_owned()
+    })
+}
