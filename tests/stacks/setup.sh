@@ -1,12 +1,13 @@
 #!/bin/sh
-# Fetches the real parts that tests of the Linux guest need, from Debian's archive: two kernels with
-# what builds modules for them, QEMU and busybox. Nothing is installed: packages are unpacked into
-# a cache, with an apt of their own. A part that is there is left as it is.
+# Fetches the real parts that tests with Linux guests and hosts need, from Debian's archive: two kernels
+# with what builds modules for them, one more for hosts, QEMU and busybox. Nothing is installed: packages
+# are unpacked into a cache, with an apt of their own. A part that is there is left as it is.
 #
 # Usage: setup.sh [DIR]    the cache; default $ECS_CACHE_DIR, $XDG_CACHE_HOME/vmm-ecs, ~/.cache/vmm-ecs
 #
 #   linux-7.3/   vmlinuz, modules, and a root with compiler and headers (build/)
 #   linux-6.12/  the same
+#   linux-7.2/   vmlinuz and modules; not there if Debian has it no more
 #   qemu/        a root with QEMU and busybox
 set -eu
 
@@ -41,7 +42,9 @@ prepare_apt() {
 	apt=$work/apt-$release
 	mkdir -p "$apt/state/lists/partial" "$apt/cache/archives/partial" "$apt/parts"
 	: >"$apt/status"
-	for suite in "$release" "$release-backports"; do
+	suites=$release
+	[ "$release" = sid ] || suites="$release $release-backports"
+	for suite in $suites; do
 		echo "deb [signed-by=$keys] $mirror $suite main"
 	done >"$apt/sources.list"
 	cat >"$apt/apt.conf" <<-END
@@ -83,19 +86,20 @@ kernel_packages() {
 		sort -V | tail -n 1
 }
 
-# $1: what it is called here, $2: release of Debian, $3: versions to try.
-fetch_kernel() {
-	[ -e "$cache/$1/version" ] && return 0
-	echo "Fetching $1 of Debian $2 with what builds modules for it"
-	prepare_apt "$2"
+# Sets $version to the newest kernel like one of $1, the first that there is.
+find_kernel() {
 	version=
-	for wanted in $3; do
+	for wanted in $1; do
 		version=$(kernel_packages "$wanted")
 		[ -z "$version" ] || break
 	done
-	[ -n "$version" ] || fail "Debian $2 has no kernel like $3 any more"
-	new=$work/$1
-	mkdir -p "$new/kernel" "$new/build"
+	[ -n "$version" ]
+}
+
+# Unpacks image and modules of kernel $version into $1.
+unpack_kernel() {
+	new=$1
+	mkdir -p "$new/kernel"
 	packages=
 	for kind in image binary modules; do
 		if apt-cache show "linux-$kind-$version" >/dev/null 2>&1; then
@@ -113,13 +117,44 @@ fetch_kernel() {
 		[ ! -e "$image" ] || cp "$image" "$new/vmlinuz"
 	done
 	[ -e "$new/vmlinuz" ] || fail "No kernel image in $packages"
-	unpack_root "$new/build" "linux-headers-$version" make sparse \
+}
+
+# Puts the finished part $1 into the cache, in place of an unfinished one.
+keep() {
+	rm -rf "${cache:?}/$1"
+	mv "$work/$1" "$cache/$1"
+}
+
+# $1: what it is called here, $2: release of Debian, $3: versions to try.
+fetch_kernel() {
+	[ -e "$cache/$1/version" ] && return 0
+	echo "Fetching $1 of Debian $2 with what builds modules for it"
+	prepare_apt "$2"
+	find_kernel "$3" || fail "Debian $2 has no kernel like $3 any more"
+	unpack_kernel "$work/$1"
+	mkdir -p "$work/$1/build"
+	unpack_root "$work/$1/build" "linux-headers-$version" make sparse \
 		bash coreutils dash diffutils dkms findutils grep kmod mawk perl-base sed
 	# No package's own script has run.
-	ln -sf mawk "$new/build/usr/bin/awk"
-	echo "$version" >"$new/version"
-	rm -rf "${cache:?}/$1"
-	mv "$new" "$cache/$1"
+	ln -sf mawk "$work/$1/build/usr/bin/awk"
+	echo "$version" >"$work/$1/version"
+	keep "$1"
+}
+
+# A kernel for hosts alone; $1: what it is called here, $2: releases of Debian, $3: its version.
+fetch_host_kernel() {
+	[ -e "$cache/$1/version" ] && return 0
+	for release in $2; do
+		echo "Fetching $1 of Debian $release"
+		prepare_apt "$release"
+		if find_kernel "$3"; then
+			unpack_kernel "$work/$1"
+			echo "$version" >"$work/$1/version"
+			keep "$1"
+			return 0
+		fi
+	done
+	echo "Debian has no kernel like $3 any more in: $2. Tests with it are skipped" >&2
 }
 
 fetch_qemu() {
@@ -132,13 +167,13 @@ fetch_qemu() {
 	"$new/lib64/ld-linux-x86-64.so.2" --library-path "$new/usr/lib/x86_64-linux-gnu" \
 		"$new/usr/bin/qemu-system-x86_64" --version | head -n 1 >"$work/version"
 	mv "$work/version" "$new/version"
-	rm -rf "${cache:?}/qemu"
-	mv "$new" "$cache/qemu"
+	keep qemu
 }
 
 fetch_qemu
 fetch_kernel linux-7.3 trixie "7.3 7.4 7.2"
 fetch_kernel linux-6.12 bookworm "6.12"
-for part in qemu linux-7.3 linux-6.12; do
-	echo "$cache/$part: $(cat "$cache/$part/version")"
+fetch_host_kernel linux-7.2 "trixie sid" 7.2
+for part in qemu linux-7.3 linux-6.12 linux-7.2; do
+	[ ! -e "$cache/$part/version" ] || echo "$cache/$part: $(cat "$cache/$part/version")"
 done

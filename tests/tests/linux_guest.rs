@@ -8,11 +8,12 @@
 )]
 
 use std::collections::BTreeMap;
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use ecs_tests::linux::{Guest, Kernel, Machine, Meddler, Meddling, Parts, Tally, Truth, Watch};
+use ecs_tests::linux::{
+    Guest, Kernel, Machine, Meddler, Meddling, Parts, Tally, Truth, Watch, on_emulator,
+};
 use ecs_tests::process::until;
 use ecs_tests::{parts, slow, static_test};
 
@@ -21,10 +22,6 @@ const KERNELS: [&str; 2] = ["7.3", "6.12"];
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Boots every kernel in turn with our device.
-///
-/// QEMU's emulation of several CPUs is not always right when a kernel patches its own code, as it
-/// does for every tracepoint: the guest then dies of the breakpoint it patches with, also without
-/// our driver. Such a guest proves nothing; the case is tried again on another one.
 fn on_every_kernel(parts: &Parts, case: impl Fn(&Kernel, &mut Watch, &mut Guest)) {
     on_machines(parts, &Machine::default(), case);
 }
@@ -33,22 +30,17 @@ fn on_every_kernel(parts: &Parts, case: impl Fn(&Kernel, &mut Watch, &mut Guest)
 fn on_machines(parts: &Parts, machine: &Machine, case: impl Fn(&Kernel, &mut Watch, &mut Guest)) {
     for name in KERNELS {
         let kernel = parts.kernel(name).unwrap();
-        for last in [false, false, false, false, true] {
-            let mut watch = Watch::new().unwrap();
-            let mut guest = Guest::boot(parts, &kernel, machine, watch.socket()).unwrap();
-            let run = AssertUnwindSafe(|| {
-                case(&kernel, &mut watch, &mut guest);
-                assert_eq!(guest.complaints(), Vec::<String>::new(), "Linux {name}");
-                assert_eq!(watch.faults(), 0, "Linux {name}");
-            });
-            match catch_unwind(run) {
-                Ok(()) => break,
-                Err(_) if !last && guest.console().contains("Oops: int3") => {
-                    println!("Linux {name}: the emulator failed a patched instruction, again");
-                }
-                Err(panic) => resume_unwind(panic),
-            }
-        }
+        let boot = || {
+            let watch = Watch::new().unwrap();
+            let guest = Guest::boot(parts, &kernel, machine, watch.socket()).unwrap();
+            (watch, guest)
+        };
+        let check = |(watch, guest): &mut (Watch, Guest)| {
+            case(&kernel, watch, guest);
+            assert_eq!(guest.complaints(), Vec::<String>::new(), "Linux {name}");
+            assert_eq!(watch.faults(), 0, "Linux {name}");
+        };
+        on_emulator(&kernel, boot, |(_, guest)| guest, check);
     }
 }
 

@@ -112,6 +112,9 @@ struct DemoArgs {
     /// How the controller steers: rt, rt-strict or fair.
     #[arg(long, default_value = "rt")]
     mechanism: String,
+    /// What to compare, in this order.
+    #[arg(long, value_enum, value_delimiter = ',', default_values_t = Arm::DEMO)]
+    arms: Vec<Arm>,
     /// Also measure extensions without the queue rules.
     #[arg(long)]
     holder_only: bool,
@@ -211,9 +214,9 @@ fn run_demo(args: DemoArgs) -> anyhow::Result<ExitCode> {
     if !(args.seconds > 0.0 && args.in_us >= 0.0 && args.out_us >= 0.0) {
         bail!("--seconds must be above 0, --in-us and --out-us at least 0");
     }
-    let mut arms = Arm::DEMO.to_vec();
+    let mut arms = args.arms;
     if args.holder_only {
-        arms.insert(2, Arm::HolderOnly);
+        arms.insert(arms.len().saturating_sub(1), Arm::HolderOnly);
     }
     let options = DemoOptions {
         scenario: Scenario {
@@ -229,8 +232,9 @@ fn run_demo(args: DemoArgs) -> anyhow::Result<ExitCode> {
             unhinted: args.unhinted,
             pinning: args.pinning,
         },
+        // Only eCS is compared with it.
+        alone: arms.contains(&Arm::Ecs),
         arms,
-        alone: true,
         pcpus: args.pcpus,
         mechanism: args.mechanism,
         json: args.json,

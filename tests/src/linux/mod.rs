@@ -1,36 +1,56 @@
-//! Real Linux guests: Debian kernels in QEMU, with the driver of this tree and the device of this
-//! tree.
+//! Real Linux kernels in QEMU: guests with the driver of this tree and the device of this tree, and
+//! hosts with sched_ext that run the programs of this tree.
 //!
 //! # Problem
 //! Only a real kernel shows what the driver publishes, and only the host sees whether it is true.
-//! The kernel of the machine that runs the tests will neither load a module nor be crashed by one.
+//! Only a real kernel with sched_ext takes or refuses a scheduler. The kernel of the machine that
+//! runs the tests will neither load a module nor be crashed by one, and may have no sched_ext.
 //!
 //! # Approach
 //! `tests/stacks/setup.sh` fetches kernels, compilers and QEMU into a cache ([`Parts`]). A
 //! [`Kernel`] builds the modules from this tree, a [`Guest`] boots it under QEMU's own emulation
-//! (TCG), attached to our vhost-user socket, and runs shell commands for the test. [`Watch`] is the
+//! (TCG), attached to our vhost-user socket, and runs shell commands for the test, as every
+//! [`Shell`] does. A [`HostVm`] is booted with KVM inside, and with programs of this machine in it.
+//! [`Watch`] is the
 //! host's side within the test: the real device, and reads of what the guest publishes against the
 //! truth its test module writes beside it. A [`Meddler`] on the socket makes the device misbehave.
 //!
 //! # What it does not do
-//! It proves nothing about speed: every instruction of the guest is emulated. vCPUs are QEMU's
+//! It proves nothing about speed: every instruction is emulated. A [`Guest`]'s vCPUs are QEMU's
 //! threads, not KVM's.
 
+pub mod side_by_side;
+
+mod emulator;
 mod guest;
+mod host;
+mod initramfs;
 mod meddler;
 mod parts;
+mod shell;
 mod watch;
 
+pub use emulator::on_emulator;
 pub use guest::{Guest, Machine};
+pub use host::{Host, HostVm};
+use initramfs::Initramfs;
 pub use meddler::{Meddler, Meddling};
 pub use parts::{Kernel, Parts};
+pub use shell::Shell;
 pub use watch::{Tally, Truth, Watch, state};
 
-/// The parts, or the end of the test as skipped where this machine has none.
+/// The parts, or the end of the test as skipped where this machine has none: those for guests with
+/// our driver, or with the kernels that are named, those alone.
 #[macro_export]
 macro_rules! parts {
     ($name:expr) => {
-        match $crate::linux::Parts::find() {
+        $crate::parts!(@ $name, $crate::linux::Parts::find())
+    };
+    ($name:expr, $($kernel:expr),+) => {
+        $crate::parts!(@ $name, $crate::linux::Parts::with(&[$($kernel),+]))
+    };
+    (@ $name:expr, $found:expr) => {
+        match $found {
             Ok(parts) => parts,
             Err(reason) => $crate::skip!($name, "{reason}"),
         }

@@ -13,27 +13,37 @@ pub struct Parts {
 }
 
 impl Parts {
-    /// Finds the parts.
+    /// Finds QEMU and the kernels for guests with our driver.
     ///
     /// # Errors
     /// Why a test must be skipped: one of them is not there, or this user may not use them.
     pub fn find() -> Result<Self, String> {
+        let parts = Self::with(&["7.3", "6.12"])?;
+        if !nix::unistd::geteuid().is_root() {
+            return Err("modules are built in a chroot, which needs root".to_owned());
+        }
+        Ok(parts)
+    }
+
+    /// Finds QEMU and these kernels.
+    ///
+    /// # Errors
+    /// Why a test must be skipped: one of them is not there.
+    pub fn with(kernels: &[&str]) -> Result<Self, String> {
         let cache = cache().ok_or("no cache directory: set ECS_CACHE_DIR")?;
-        for part in ["qemu", "linux-7.3", "linux-6.12"] {
-            if !cache.join(part).join("version").exists() {
+        let kernels = kernels.iter().map(|kernel| format!("linux-{kernel}"));
+        for part in std::iter::once("qemu".to_owned()).chain(kernels) {
+            if !cache.join(&part).join("version").exists() {
                 return Err(format!(
                     "{part} is not in {}: run tests/stacks/setup.sh, which says why it cannot be had",
                     cache.display()
                 ));
             }
         }
-        if !nix::unistd::geteuid().is_root() {
-            return Err("modules are built in a chroot, which needs root".to_owned());
-        }
         Ok(Self { cache })
     }
 
-    /// A kernel, by the beginning of its version: `7.3` or `6.12`.
+    /// A kernel, by the beginning of its version: `7.3`, `7.2` or `6.12`.
     ///
     /// # Errors
     /// If its version cannot be read.
@@ -99,6 +109,26 @@ impl Kernel {
     #[must_use]
     pub fn image(&self) -> PathBuf {
         self.dir.join("vmlinuz")
+    }
+
+    /// File of a module that comes with the kernel, as Debian packs it.
+    ///
+    /// # Errors
+    /// If it has none of this name.
+    pub(super) fn stock_module(&self, name: &str) -> anyhow::Result<PathBuf> {
+        let file = format!("{name}.ko.xz");
+        let mut folders = vec![self.dir.join("kernel")];
+        while let Some(folder) = folders.pop() {
+            for entry in fs::read_dir(&folder)? {
+                let entry = entry?;
+                if entry.file_type()?.is_dir() {
+                    folders.push(entry.path());
+                } else if entry.file_name() == *file {
+                    return Ok(entry.path());
+                }
+            }
+        }
+        bail!("Linux {} has no module {name}", self.version)
     }
 
     /// Builds `virtio_ecs.ko` and `ecs_test.ko` from this tree, without a warning, and returns

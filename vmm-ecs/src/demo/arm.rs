@@ -1,11 +1,12 @@
 //! The arms of a comparison.
 
+use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
 use crate::config::{ConfigFile, ControllerChoice};
 
 /// How the host schedules the VMs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Arm {
     /// The host's own scheduler; vmm-ecs observes.

@@ -1,0 +1,119 @@
+//! A host with sched_ext and KVM, to run programs of this tree in.
+
+use std::ops::{Deref, DerefMut};
+use std::path::PathBuf;
+
+use anyhow::bail;
+
+use super::shell::Hardware;
+use super::{Initramfs, Kernel, Parts, Shell, on_emulator};
+
+/// A host to boot.
+#[derive(Debug, Clone)]
+pub struct Host {
+    /// CPUs. Each is a thread here.
+    pub cpus: usize,
+    /// Memory, MiB.
+    pub memory: usize,
+    /// Words for the kernel's command line.
+    pub append: String,
+    /// Programs to have in `/bin`, with the shared libraries they need.
+    pub programs: Vec<PathBuf>,
+    /// Other files to have: which, and where.
+    pub files: Vec<(PathBuf, String)>,
+}
+
+impl Default for Host {
+    fn default() -> Self {
+        Self {
+            cpus: 2,
+            memory: 1024,
+            append: String::new(),
+            programs: Vec::new(),
+            files: Vec::new(),
+        }
+    }
+}
+
+/// A running host: a [`Shell`] with sched_ext, `/dev/kvm`, cgroup2, debugfs, tracefs, bpffs and a
+/// loopback. Dropping it ends it.
+#[derive(Debug)]
+pub struct HostVm {
+    shell: Shell,
+}
+
+impl HostVm {
+    /// Boots a kernel with the host's programs and files.
+    ///
+    /// # Errors
+    /// With the console, if it does not come up, or has no sched_ext or no KVM.
+    pub fn boot(parts: &Parts, kernel: &Kernel, host: &Host) -> anyhow::Result<Self> {
+        let mut files = Initramfs::new(parts)?;
+        for program in &host.programs {
+            files.add_program(program)?;
+        }
+        for (file, path) in &host.files {
+            files.add(file, path)?;
+        }
+        // KVM inside: the emulator has AMD's virtualization, and does well with nested paging only.
+        files.add_module(kernel, "kvm-amd")?;
+        let arguments = [
+            "-accel",
+            "tcg,thread=multi,tb-size=512",
+            "-cpu",
+            "qemu64,+svm,+npt",
+        ];
+        let hardware = Hardware {
+            cpus: host.cpus,
+            memory: host.memory,
+            append: host.append.clone(),
+            arguments: arguments.map(str::to_owned).to_vec(),
+        };
+        let mut shell = Shell::boot(parts, kernel, &files, &hardware)?;
+        for needed in ["/dev/kvm", "/sys/kernel/sched_ext/state"] {
+            if let Err(error) = shell.sh(&format!("test -e {needed}")) {
+                bail!("Linux {} has no {needed}: {error}", kernel.version());
+            }
+        }
+        Ok(Self { shell })
+    }
+
+    /// Runs a case on a host; the kernel must have nothing to complain about afterwards. Where the
+    /// emulator itself fails it is run again, on another one.
+    ///
+    /// # Panics
+    /// If the host does not boot, the kernel complains, or the case panics.
+    pub fn run(parts: &Parts, kernel: &Kernel, host: &Host, case: impl Fn(&mut Self)) {
+        let boot = || match Self::boot(parts, kernel, host) {
+            Ok(vm) => vm,
+            Err(error) => panic!("{error:?}"),
+        };
+        on_emulator(kernel, boot, Self::deref, |vm| {
+            case(vm);
+            assert_eq!(vm.complaints(), Vec::<String>::new(), "{kernel:?}");
+        });
+    }
+
+    /// What sched_ext does: `enabled`, `disabled` or something in between.
+    ///
+    /// # Errors
+    /// If it cannot be asked.
+    pub fn sched_ext(&mut self) -> anyhow::Result<String> {
+        let state = self.sh("cat /sys/kernel/sched_ext/state")?;
+        Ok(state.trim().to_owned())
+    }
+}
+
+impl Deref for HostVm {
+    type Target = Shell;
+
+    fn deref(&self) -> &Shell {
+        &self.shell
+    }
+}
+
+impl DerefMut for HostVm {
+    fn deref_mut(&mut self) -> &mut Shell {
+        &mut self.shell
+    }
+}

@@ -1,0 +1,161 @@
+//! A host with sched_ext and KVM: programs of this tree run in it, under its own scheduler and others.
+//!
+//! The host is emulated; absolute times mean nothing there.
+#![allow(clippy::unwrap_used, clippy::indexing_slicing)]
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use ecs_tests::linux::side_by_side::{Arm, Load, Outcome, side_by_side};
+use ecs_tests::linux::{Host, HostVm, Parts};
+use ecs_tests::{parts, skip, slow, workspace_program};
+
+/// Time for a program that works a second.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A host with `vmm-ecs`, and these other programs.
+fn host(others: &[PathBuf]) -> Host {
+    let mut programs = vec![workspace_program("vmm-ecs").unwrap()];
+    programs.extend_from_slice(others);
+    Host {
+        programs,
+        ..Host::default()
+    }
+}
+
+fn runs_our_programs(parts: &Parts, name: &str) {
+    let kernel = parts.kernel(name).unwrap();
+    HostVm::run(parts, &kernel, &host(&[]), |host| {
+        assert_eq!(host.sched_ext().unwrap(), "disabled");
+        let check = host.sh_within("vmm-ecs check", PATIENCE).unwrap();
+        println!("{check}");
+        for (what, found) in [
+            ("kernel", kernel.version()),
+            ("/dev/kvm", "a probe passed"),
+            ("sched_ext", "disabled"),
+        ] {
+            let line = check.lines().find(|line| line.starts_with(what)).unwrap();
+            let rest = line.trim_start_matches(what).trim();
+            assert!(rest.starts_with("yes") && rest.contains(found), "{line}");
+        }
+        let load = Load {
+            workload: "ticket",
+            vcpus: 2,
+            pcpus: "1",
+            seconds: 2,
+        };
+        let outcomes = side_by_side(host, &[Arm::stock()], &load).unwrap();
+        let [stock] = outcomes.as_slice() else {
+            panic!("{outcomes:?}");
+        };
+        println!("{stock:?}");
+        assert!(stock.vcpus_are.starts_with("kvm"), "{stock:?}");
+        assert!(stock.ops_per_s.len() == 2 && stock.ops_per_s.iter().all(|&ops| ops > 0.0));
+        // Four vCPUs that never sleep, on one CPU.
+        assert!(stock.count("preemptions").unwrap() > 0, "{stock:?}");
+    });
+}
+
+#[test]
+fn a_host_runs_vms_on_its_own_scheduler() {
+    let parts = parts!("a_host_runs_vms_on_its_own_scheduler", "7.3");
+    runs_our_programs(&parts, "7.3");
+}
+
+#[test]
+fn an_older_host_runs_vms_on_its_own_scheduler() {
+    let parts = parts!("an_older_host_runs_vms_on_its_own_scheduler", "7.2");
+    runs_our_programs(&parts, "7.2");
+}
+
+#[test]
+fn a_program_that_fails_or_hangs_is_told_so() {
+    let parts = parts!("a_program_that_fails_or_hangs_is_told_so", "7.3");
+    let kernel = parts.kernel("7.3").unwrap();
+    HostVm::run(&parts, &kernel, &host(&[]), |host| {
+        let (status, said) = host.try_sh("vmm-ecs demo --vms 0", PATIENCE).unwrap();
+        assert!(
+            status != 0 && said.contains("at least one VM"),
+            "{status}: {said}"
+        );
+        // Every byte, and no more.
+        host.sh("printf 'a\\r\\n\\000\\377' >/tmp/bytes").unwrap();
+        assert_eq!(host.read_file("/tmp/bytes").unwrap(), b"a\r\n\0\xff");
+        assert!(host.read_file("/tmp/none").is_err());
+        for (kind, folder) in [
+            ("cgroup2", "/sys/fs/cgroup"),
+            ("bpf", "/sys/fs/bpf"),
+            ("tracefs", "/sys/kernel/tracing"),
+            ("debugfs", "/sys/kernel/debug"),
+            ("tmpfs", "/dev/shm"),
+        ] {
+            host.sh(&format!("grep -q '^[^ ]* {folder} {kind} ' /proc/mounts"))
+                .unwrap();
+        }
+        host.sh("ping -c 1 127.0.0.1").unwrap();
+        let hung = host.sh_within("sleep 1000", Duration::from_secs(1));
+        let said = format!("{:#}", hung.unwrap_err());
+        assert!(said.contains("No answer within 1s"), "{said}");
+    });
+}
+
+/// Loads of the comparison: with locks, more vCPUs than one CPU or two, and without locks.
+const LOADS: [Load; 5] = [
+    load("ticket", 2, "1"),
+    load("ticket", 2, "0-1"),
+    load("ticket", 4, "1"),
+    load("ticket", 4, "0-1"),
+    load("compute", 2, "0-1"),
+];
+
+const fn load(workload: &'static str, vcpus: usize, pcpus: &'static str) -> Load {
+    Load {
+        workload,
+        vcpus,
+        pcpus,
+        seconds: 5,
+    }
+}
+
+fn print(load: &Load, outcomes: &[Outcome]) {
+    for outcome in outcomes {
+        let count = |name| outcome.count(name).unwrap();
+        println!(
+            "{} 2 VMs x {} on CPUs {}: {:<10} {:>9.0} ops/s {:?}, {} preemptions, {} in a section, \
+             stalled {} ms",
+            load.workload,
+            load.vcpus,
+            load.pcpus,
+            outcome.arm,
+            outcome.total(),
+            outcome.ops_per_s,
+            count("preemptions"),
+            count("critical_preemptions"),
+            count("critical_stall_us") / 1000,
+        );
+    }
+}
+
+/// `ECS_SCX_LAVD` is a program of scx_lavd, which is not of this tree and only compared with.
+#[test]
+fn schedulers_side_by_side() {
+    slow!("schedulers_side_by_side");
+    let parts = parts!("schedulers_side_by_side", "7.3");
+    let Some(lavd) = std::env::var_os("ECS_SCX_LAVD").map(PathBuf::from) else {
+        skip!(
+            "schedulers_side_by_side",
+            "ECS_SCX_LAVD names no scx_lavd to compare with"
+        );
+    };
+    let kernel = parts.kernel("7.3").unwrap();
+    let arms = [Arm::stock(), Arm::of("scx_lavd", "scx_lavd")];
+    HostVm::run(&parts, &kernel, &host(&[lavd.clone()]), |host| {
+        for load in &LOADS {
+            let outcomes = side_by_side(host, &arms, load).unwrap();
+            print(load, &outcomes);
+            for outcome in &outcomes {
+                assert!(outcome.total() > 0.0, "{outcome:?}");
+            }
+        }
+    });
+}
