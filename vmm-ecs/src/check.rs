@@ -33,14 +33,15 @@ pub(crate) fn report() -> String {
     let fifo = may_use_fifo();
     line("context-switch records", perf.clone());
     line("real-time class (SCHED_FIFO)", fifo.clone());
-    line("sched_ext", sched_ext());
     line("/dev/kvm", kvm());
     let throttle = read("/proc/sys/kernel/sched_rt_runtime_us");
     line(
         "real-time throttling",
         Ok(format!("{throttle} us of each second; windows stay below")),
     );
+    let scx = scx(&mut line);
     let controller = match (perf.is_ok(), fifo.is_ok()) {
+        _ if scx => "scx",
         (true, true) => "userspace, mechanism rt",
         (true, false) => "observe: no real-time class",
         (false, _) => "none: context-switch records are needed by all",
@@ -60,11 +61,55 @@ fn may_use_fifo() -> Result<String, String> {
         })
 }
 
-fn sched_ext() -> Result<String, String> {
-    let path = "/sys/kernel/sched_ext/state";
-    std::fs::read_to_string(path)
-        .map(|state| format!("{}, not used by this version", state.trim()))
-        .map_err(|_| "this kernel has none (CONFIG_SCHED_CLASS_EXT)".to_owned())
+/// Says what the kernel offers the controller `scx`; whether it would be used.
+#[cfg(feature = "scx")]
+fn scx(line: &mut impl FnMut(&str, Result<String, String>)) -> bool {
+    let findings = ecs_sched::scx::probe();
+    let all_good = findings.iter().all(|finding| finding.found.is_ok());
+    for finding in findings {
+        line(finding.what, finding.found);
+    }
+    all_good
+}
+
+#[cfg(not(feature = "scx"))]
+fn scx(line: &mut impl FnMut(&str, Result<String, String>)) -> bool {
+    let text = "not in this vmm-ecs: build it with --features scx";
+    line("sched_ext", Err(text.to_owned()));
+    false
+}
+
+/// What a daemon does, from its statistics.
+pub(crate) fn status(snapshot: &ecs_stats::Snapshot) -> String {
+    let host = &snapshot.host;
+    let mut out = format!("controller   {}", host.controller);
+    if !host.mechanism.is_empty() {
+        let _ = write!(out, ", {}", host.mechanism);
+    }
+    let _ = match &host.ended {
+        None => writeln!(out, ", in force"),
+        Some(why) => writeln!(
+            out,
+            ", ended: {why}\n             the host's own scheduler runs the VMs; restart vmm-ecs \
+             to steer again"
+        ),
+    };
+    let _ = writeln!(out, "kernel       {}", host.kernel);
+    let _ = writeln!(out, "CPUs         {}", CpuSet::new(host.pcpus.clone()));
+    for vm in &snapshot.vms {
+        let _ = writeln!(
+            out,
+            "VM           {}, {:?}, process {}, {} vCPU threads, {} extensions, {} critical \
+             preemptions",
+            vm.name,
+            vm.state,
+            vm.pid,
+            vm.vcpus.len(),
+            vm.grants.total(),
+            vm.critical_preemptions.total(),
+        );
+    }
+    out
 }
 
 /// Whether embedded VMs can be KVM guests here: runs one for a moment.

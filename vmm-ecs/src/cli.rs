@@ -12,7 +12,7 @@ use anyhow::{Context, bail};
 use clap::{Parser, Subcommand};
 
 use crate::check;
-use crate::config::{Config, ConfigFile};
+use crate::config::{Config, ConfigFile, ControllerChoice};
 use crate::daemon::Daemon;
 use crate::demo::{self, Arm, DemoOptions, Scenario};
 
@@ -34,6 +34,12 @@ enum Command {
     Check,
     /// Run over-committed VMs with and without eCS, and show the difference.
     Demo(Box<DemoArgs>),
+    /// Say in a few lines what a running daemon does, and why.
+    Status {
+        /// Its statistics socket.
+        #[arg(long, default_value = ecs_stats::DEFAULT_SOCKET)]
+        socket: PathBuf,
+    },
     /// Print the statistics of a running daemon as JSON.
     Stats {
         /// Its statistics socket.
@@ -109,7 +115,13 @@ struct DemoArgs {
     /// CPUs to use, e.g. 0-1; those this process may use when absent.
     #[arg(long)]
     pcpus: Option<String>,
-    /// How the controller steers: rt, rt-strict or fair.
+    /// What steers in the arms that do: userspace, or scx where the kernel has sched_ext.
+    #[arg(long, value_parser = ["userspace", "scx"], default_value = "userspace")]
+    controller: String,
+    /// A line of the policy section of a configuration, e.g. "slice_us = 4000"; can be repeated.
+    #[arg(long)]
+    policy: Vec<String>,
+    /// How the userspace controller steers: rt, rt-strict or fair.
     #[arg(long, default_value = "rt")]
     mechanism: String,
     /// What to compare, in this order.
@@ -159,6 +171,11 @@ impl Cli {
                 Ok(ExitCode::SUCCESS)
             }
             Command::Demo(args) => run_demo(*args),
+            Command::Status { socket } => {
+                let snapshot = ecs_stats::read_snapshot(&socket, Duration::from_secs(5))?;
+                print!("{}", check::status(&snapshot));
+                Ok(ExitCode::SUCCESS)
+            }
             Command::Stats { socket } => {
                 let snapshot = ecs_stats::read_snapshot(&socket, Duration::from_secs(5))?;
                 println!("{}", serde_json::to_string_pretty(&snapshot)?);
@@ -235,6 +252,12 @@ fn run_demo(args: DemoArgs) -> anyhow::Result<ExitCode> {
         // Only eCS is compared with it.
         alone: arms.contains(&Arm::Ecs),
         arms,
+        controller: match args.controller.as_str() {
+            "scx" => ControllerChoice::Scx,
+            _ => ControllerChoice::Userspace,
+        },
+        policy: toml::from_str(&args.policy.join("\n"))
+            .with_context(|| format!("Cannot understand --policy {:?}", args.policy))?,
         pcpus: args.pcpus,
         mechanism: args.mechanism,
         json: args.json,

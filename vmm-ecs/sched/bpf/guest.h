@@ -94,7 +94,7 @@ __noinline int read_wait(__u32 vm_index, const struct virtio_ecs_guest_line *lin
 /* What makes no sense is "not in a section", and an error. */
 __noinline int read_snapshot(__u32 index, struct ecs_snapshot *snap __arg_nonnull)
 {
-	const struct ecs_vcpu_config *vcpu = index < ECS_MAX_TIDS ? &vcpu_configs[index] : NULL;
+	const struct ecs_vcpu_config *vcpu = AT(vcpu_configs, index);
 	struct virtio_ecs_guest_line line;
 	struct ecs_snapshot seen = { 0 };
 	__u32 word = 0;

@@ -87,24 +87,34 @@ struct {
 	__uint(max_entries, 1 << 24);
 } records SEC(".maps");
 
+/* NULL beyond the end of an array. The mask, which changes nothing, is for the verifier to see. */
+#define AT(array, index) ({						\
+	__u32 __at = (index);						\
+	bool __in = __at < sizeof(array) / sizeof((array)[0]);		\
+									\
+	barrier_var(__at);						\
+	__at &= sizeof(array) / sizeof((array)[0]) - 1;			\
+	__in ? &(array)[__at] : NULL;					\
+})
+
 static struct ecs_vm_state *vm_at(__u32 vm)
 {
-	return vm < ECS_MAX_VMS ? &vms[vm] : NULL;
+	return AT(vms, vm);
 }
 
 static struct ecs_vm_config *vm_config_at(__u32 vm)
 {
-	return vm < ECS_MAX_VMS ? &vm_configs[vm] : NULL;
+	return AT(vm_configs, vm);
 }
 
 static struct ecs_vcpu *vcpu_at(__u32 index)
 {
-	return index < ECS_MAX_TIDS ? &vcpus[index] : NULL;
+	return AT(vcpus, index);
 }
 
 static struct ecs_cpu_stats *stats_at(__u32 cpu)
 {
-	return cpu < ECS_MAX_CPUS ? &cpu_stats[cpu] : NULL;
+	return AT(cpu_stats, cpu);
 }
 
 static struct ecs_cpu *cpu_state(__u32 cpu)

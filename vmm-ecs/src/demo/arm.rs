@@ -33,13 +33,13 @@ impl Arm {
         }
     }
 
-    /// Turns a configuration into this arm's.
-    pub(crate) fn apply(self, file: &mut ConfigFile) {
+    /// Turns a configuration into this arm's; `steering` is the controller of those that steer.
+    pub(crate) fn apply(self, file: &mut ConfigFile, steering: ControllerChoice) {
         let (controller, extensions, queue_rules) = match self {
             Self::Stock => (ControllerChoice::Observe, false, false),
-            Self::Rotate => (ControllerChoice::Userspace, false, false),
-            Self::HolderOnly => (ControllerChoice::Userspace, true, false),
-            Self::Ecs => (ControllerChoice::Userspace, true, true),
+            Self::Rotate => (steering, false, false),
+            Self::HolderOnly => (steering, true, false),
+            Self::Ecs => (steering, true, true),
         };
         file.host.controller = controller;
         file.policy.extensions = extensions;

@@ -16,7 +16,7 @@ use ecs_stats::{Snapshot, read_snapshot};
 use super::figures::{RunReport, steady_rate, summary, timeline, vm_name};
 use super::process::{Exporter, Guarded, Message, VmProcess, last_word};
 use super::{Arm, DemoOptions, PATIENCE, Scenario};
-use crate::config::{ConfigFile, VmSection};
+use crate::config::{ConfigFile, ControllerChoice, PolicySection, VmSection};
 
 /// A VM that nobody stops ends by itself.
 const LONGEST_MS: u64 = 3_600_000;
@@ -30,6 +30,8 @@ pub(crate) struct Bench {
     program: PathBuf,
     pcpus: CpuSet,
     mechanism: String,
+    controller: ControllerChoice,
+    policy: PolicySection,
     scenario: Scenario,
     /// Measured once: every VM of every arm does the same work.
     iterations_per_us: f64,
@@ -55,6 +57,8 @@ impl Bench {
             program: std::env::current_exe().context("Cannot find our own program")?,
             pcpus,
             mechanism: options.mechanism.clone(),
+            controller: options.controller,
+            policy: options.policy.clone(),
             scenario: options.scenario.clone(),
             iterations_per_us: ecs_microvm::work::calibrate(),
             stop,
@@ -145,7 +149,8 @@ impl Bench {
         file.host.pcpus = Some(self.pcpus.to_string());
         file.host.mechanism.clone_from(&self.mechanism);
         file.host.runtime_dir = self.dir.path().to_owned();
-        arm.apply(&mut file);
+        file.policy = self.policy.clone();
+        arm.apply(&mut file, self.controller);
         file.vms = (0..scenario.vms)
             .map(|index| VmSection {
                 name: vm_name(index),

@@ -25,6 +25,8 @@ pub(crate) use bars::run_bars;
 use figures::RunReport;
 use measure::Bench;
 
+use crate::config::{ControllerChoice, PolicySection};
+
 /// What the VMs do, and how long.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Scenario {
@@ -159,6 +161,10 @@ impl Machine {
 pub(crate) struct DemoOptions {
     pub(crate) scenario: Scenario,
     pub(crate) arms: Vec<Arm>,
+    /// Which controller steers in the arms that do.
+    pub(crate) controller: ControllerChoice,
+    /// The policy of those arms, but for what makes the difference between them.
+    pub(crate) policy: PolicySection,
     /// Measure one VM alone too, for the efficiency.
     pub(crate) alone: bool,
     pub(crate) pcpus: Option<String>,
