@@ -149,13 +149,18 @@ fn schedulers_side_by_side() {
     };
     let kernel = parts.kernel("7.3").unwrap();
     let arms = [Arm::stock(), Arm::of("scx_lavd", "scx_lavd")];
-    HostVm::run(&parts, &kernel, &host(&[lavd.clone()]), |host| {
-        for load in &LOADS {
-            let outcomes = side_by_side(host, &arms, load).unwrap();
-            print(load, &outcomes);
-            for outcome in &outcomes {
-                assert!(outcome.total() > 0.0, "{outcome:?}");
+    HostVm::run(
+        &parts,
+        &kernel,
+        &host(std::slice::from_ref(&lavd)),
+        |host| {
+            for load in &LOADS {
+                let outcomes = side_by_side(host, &arms, load).unwrap();
+                print(load, &outcomes);
+                for outcome in &outcomes {
+                    assert!(outcome.total() > 0.0, "{outcome:?}");
+                }
             }
-        }
-    });
+        },
+    );
 }

@@ -8,12 +8,12 @@
 //!
 //! # Approach
 //! `tests/stacks/setup.sh` fetches kernels, compilers and QEMU into a cache ([`Parts`]). A
-//! [`Kernel`] builds the modules from this tree, a [`Guest`] boots it under QEMU's own emulation
-//! (TCG), attached to our vhost-user socket, and runs shell commands for the test, as every
-//! [`Shell`] does. A [`HostVm`] is booted with KVM inside, and with programs of this machine in it.
-//! [`Watch`] is the
+//! [`Kernel`] is booted under QEMU's own emulation (TCG) and runs shell commands for the test, a
+//! [`Shell`]. A [`Guest`] is one with the modules of this tree, attached to our vhost-user socket.
+//! A [`HostVm`] is one with KVM inside, and with programs of this machine in it. [`Watch`] is the
 //! host's side within the test: the real device, and reads of what the guest publishes against the
 //! truth its test module writes beside it. A [`Meddler`] on the socket makes the device misbehave.
+//! [`side_by_side`] puts the demo's VMs under several schedulers of one host.
 //!
 //! # What it does not do
 //! It proves nothing about speed: every instruction is emulated. A [`Guest`]'s vCPUs are QEMU's
