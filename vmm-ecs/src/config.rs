@@ -128,6 +128,9 @@ pub(crate) struct PolicySection {
     pub(crate) step_aside: bool,
     /// Controller `scx`, of the queue rules: the vCPU that others wait for runs first.
     pub(crate) head_first: bool,
+    /// Controller `scx`, of the queue rules: VMs that wait for their own locks run on few CPUs at a
+    /// time.
+    pub(crate) apart: bool,
 }
 
 impl Default for PolicySection {
@@ -143,6 +146,7 @@ impl Default for PolicySection {
             look_us: 50,
             step_aside: true,
             head_first: true,
+            apart: true,
         }
     }
 }
@@ -199,6 +203,7 @@ pub(crate) struct ScxSection {
     pub(crate) look_ns: u64,
     pub(crate) step_aside: bool,
     pub(crate) head_first: bool,
+    pub(crate) apart: bool,
 }
 
 impl ConfigFile {
@@ -286,6 +291,7 @@ impl TryFrom<ConfigFile> for Config {
                 look_ns: policy.look_us * 1000,
                 step_aside: policy.step_aside,
                 head_first: policy.head_first,
+                apart: policy.apart,
             },
             vms,
         })

@@ -306,6 +306,7 @@ fn scx(config: &Config) -> Result<Arc<dyn Controller>, DaemonError> {
         look_ns: config.scx.look_ns,
         step_aside: config.scx.step_aside,
         head_first: config.scx.head_first,
+        apart: config.scx.apart,
         timeout_ms: config.scx.timeout_ms,
     })?;
     Ok(Arc::new(controller))

@@ -129,6 +129,16 @@ void BPF_PROG(ecs_enqueue, struct task_struct *p, __u64 enq_flags)
 	call_for(p);
 }
 
+/* What a guest is asked for: to leave its section as it ends, and not to spin for what stands still. */
+static __u8 wanted_of(const struct ecs_vm_state *vm, bool watched)
+{
+	__u8 wanted = watched ? VIRTIO_ECS_YIELD_RELEASE : 0;
+
+	if (setup.params.queue_rules && vm->stuck)
+		wanted |= VIRTIO_ECS_YIELD_RELEASE | VIRTIO_ECS_YIELD_HOPELESS;
+	return wanted;
+}
+
 /* Whether somebody waits whom this VM, in virtual time, must not let wait. */
 static void weigh(struct ecs_input *in, const struct waiting *w, const struct ecs_vm_state *vm,
 		  __u64 limited_until_ns)
@@ -147,7 +157,7 @@ static void weigh(struct ecs_input *in, const struct waiting *w, const struct ec
 }
 
 /* Whether the vCPU runs on; if it does not, `first` is the VM that goes next, or NO_VM. */
-static __noinline bool runs_on(struct task_struct *p, __u32 number, __u32 cpu, __u32 *first)
+static __noinline bool runs_on(struct task_struct *p, __u32 cpu, __u32 *first, __u32 *here)
 {
 	struct ecs_cpu_stats *stats = stats_at(cpu);
 	struct ecs_cpu *state = cpu_state(cpu);
@@ -156,20 +166,30 @@ static __noinline bool runs_on(struct task_struct *p, __u32 number, __u32 cpu, _
 	struct vcpu_ref ref;
 	struct waiting w;
 	__u64 now_ns = bpf_ktime_get_ns(), until_ns;
-	bool alone, extended;
+	bool alone, extended, rung;
 
-	if (!p || !state || !find_vcpu(&ref, number) || !ref.vcpu->in_turn)
+	if (!p || !state || !vcpu_of(&ref, p))
+		return false;
+	*here = ref.vm_index;
+	rung = state->rung;
+	state->rung = false;
+	if (!ref.vcpu->in_turn)
 		return false;
 	book(&ref, now_ns);
 	until_ns = throttled_until(ref.vm_config, ref.vm, now_ns);
 	in.ran_ns = ref.vcpu->turn_ran_ns;
-	look_around(&w, cpu, NULL, now_ns);
+	look_around(&w, cpu, NULL, ref.vm_index, now_ns);
 	alone = nobody(&w) && !until_ns;
 	/* What a vCPU does that nobody wants to take the CPU from is nobody's business. */
 	if (!alone)
 		look_and_place(&ref, &in);
 	weigh(&in, &w, ref.vm, until_ns);
-	tell(&ref, ECS_TOLD_OVERLOADED, alone ? 0 : ECS_TOLD_OVERLOADED);
+	if (rung && (ecs_turn_is_extended(&ref.vcpu->turn) || ref.vm->stuck)) {
+		/* At a place that suits it, for its siblings in the queue if for nobody else. */
+		in.event = ECS_EVENT_HAND_BACK;
+		in.others |= w.vm != NO_VM;
+	}
+	tell_overloaded(&ref, !alone);
 	if (decide(ref.index, &in, &decision))
 		return false;
 	if (!alone && stats)
@@ -180,24 +200,32 @@ static __noinline bool runs_on(struct task_struct *p, __u32 number, __u32 cpu, _
 		decision.for_ns = ecs_turn_left(&ref.vcpu->turn);
 		break;
 	case ECS_LEAVE:
+		ask(&ref, 0);
+		tell_granted(&ref, false);
 		count_preemption(&ref);
 		__sync_fetch_and_add(&ref.vm->rotations, 1);
 		if (decision.leave == ECS_LEAVE_DENIED)
 			count_critical(&ref, ECS_CAUSE_DENIED, now_ns);
 		else if (decision.leave == ECS_LEAVE_EXPIRED)
 			count_critical(&ref, ECS_CAUSE_EXPIRED, now_ns);
-		if (setup.head_first && ref.vm->lock_bound)
-			ref.vm->first = find_head(ref.index, &in.snap);
-		/* To the sibling it waits for, if that one can run here. */
-		if (decision.leave == ECS_LEAVE_HOPELESS)
+		if (ref.vm->lock_bound)
+			survey(ref.index, &in.snap, true);
+		/* To the sibling it waits for, or makes way for, if that one can run here. */
+		if (decision.leave == ECS_LEAVE_HOPELESS ||
+		    (decision.leave == ECS_LEAVE_HAND_BACK && ref.vm->stuck))
 			*first = ref.vm_index;
 		return false;
 	}
+	extended = ecs_turn_is_extended(&ref.vcpu->turn);
+	tell_granted(&ref, extended);
 	if (alone) {
+		ask(&ref, 0);
 		let_run_on(p, state);
 		return true;
 	}
-	extended = ecs_turn_is_extended(&ref.vcpu->turn);
+	if (ref.vm->lock_bound)
+		survey(ref.index, &in.snap, false);
+	ask(&ref, wanted_of(ref.vm, extended || in.urgent));
 	if (extended || in.urgent || !state->look_ns)
 		state->look_ns = setup.look_ns;
 	let_run(p, state, extended || in.urgent, decision.for_ns, now_ns);
@@ -207,7 +235,7 @@ static __noinline bool runs_on(struct task_struct *p, __u32 number, __u32 cpu, _
 SEC("struct_ops/ecs_dispatch")
 void BPF_PROG(ecs_dispatch, __s32 cpu, struct task_struct *prev)
 {
-	__u32 number = 0, first = NO_VM;
+	__u32 first = NO_VM, here = NO_VM;
 	__u64 now_ns = bpf_ktime_get_ns();
 	struct ecs_cpu *state = cpu_state(cpu);
 	struct waiting w = { .vm = NO_VM };
@@ -216,22 +244,20 @@ void BPF_PROG(ecs_dispatch, __s32 cpu, struct task_struct *prev)
 
 	if (!state)
 		return;
-	if (goes_on)
-		number = vcpu_number(prev);
-	if (number && runs_on(prev, number, cpu, &first))
+	if (goes_on && runs_on(prev, cpu, &first, &here))
 		return;
-	if (run_next(cpu, first, &w, now_ns))
+	if (run_next(cpu, first, here, &w, now_ns))
 		return;
 	if (w.refill_ns > now_ns)
 		bpf_timer_start(&state->timer, w.refill_ns - now_ns, TIMER_CPU_PIN);
 	/* Nobody could take the CPU after all. */
 	if (!goes_on)
 		return;
-	if (!find_vcpu(&ref, number)) {
+	if (!vcpu_of(&ref, prev)) {
 		scx_bpf_task_set_slice(prev, HOST_SLICE_NS);
 	} else if (!throttled_until(ref.vm_config, ref.vm, now_ns)) {
 		begin_turn(ref.index, cpu);
-		tell(&ref, ECS_TOLD_PREEMPTED, 0);
+		tell_preempted(&ref, false);
 		let_run(prev, state, false, ecs_turn_left(&ref.vcpu->turn), now_ns);
 	}
 }
@@ -248,7 +274,7 @@ void BPF_PROG(ecs_tick, struct task_struct *p)
 	if (!state || !state->vcpu)
 		return;
 	if (state->endless) {
-		look_around(&w, cpu, NULL, now_ns);
+		look_around(&w, cpu, NULL, NO_VM, now_ns);
 		if (!nobody(&w))
 			scx_bpf_task_set_slice(p, 0);
 	} else if (now_ns > state->end_ns) {
@@ -262,7 +288,6 @@ void BPF_PROG(ecs_running, struct task_struct *p)
 	__u32 cpu = bpf_get_smp_processor_id();
 	struct ecs_cpu *state = cpu_state(cpu);
 	__u64 now_ns = bpf_ktime_get_ns(), left_ns;
-	__u32 number = vcpu_number(p);
 	struct vcpu_ref ref;
 	struct waiting w;
 	bool extended, alone;
@@ -271,7 +296,7 @@ void BPF_PROG(ecs_running, struct task_struct *p)
 		return;
 	state->vcpu = 0;
 	state->since_ns = now_ns;
-	if (!find_vcpu(&ref, number)) {
+	if (!vcpu_of(&ref, p)) {
 		advance_vclock(p->scx.dsq_vtime);
 		return;
 	}
@@ -283,18 +308,21 @@ void BPF_PROG(ecs_running, struct task_struct *p)
 		ref.vm->first = 0;
 	ref.vcpu->since_ns = now_ns;
 	ref.vcpu->running = 1;
+	__sync_fetch_and_add(&ref.vm->nr_running, 1);
 	if (!ref.vcpu->in_turn)
 		begin_turn(ref.index, cpu);
-	state->vcpu = number;
+	state->vcpu = ref.index + 1;
 	state->tid = p->pid;
-	look_around(&w, cpu, NULL, now_ns);
+	state->rung = false;
+	look_around(&w, cpu, NULL, ref.vm_index, now_ns);
 	alone = nobody(&w) && !ref.vm_config->quota_ns;
-	tell(&ref, ECS_TOLD_OVERLOADED, alone ? 0 : ECS_TOLD_OVERLOADED);
+	tell_overloaded(&ref, !alone);
 	if (alone) {
 		let_run_on(p, state);
 		return;
 	}
 	extended = ecs_turn_is_extended(&ref.vcpu->turn);
+	ask(&ref, wanted_of(ref.vm, extended));
 	left_ns = extended ? ecs_sub(setup.params.extension_ns, ref.vcpu->turn.used_ns) :
 			     ecs_turn_left(&ref.vcpu->turn);
 	state->look_ns = extended ? setup.look_ns : first_look_ns(ref.vm);
@@ -324,7 +352,7 @@ void BPF_PROG(ecs_stopping, struct task_struct *p, bool runnable)
 
 	if (!state)
 		return;
-	if (!find_vcpu(&ref, vcpu_number(p))) {
+	if (!vcpu_of(&ref, p)) {
 		charge_host(p, ecs_sub(now_ns, state->since_ns));
 		return;
 	}
@@ -332,6 +360,8 @@ void BPF_PROG(ecs_stopping, struct task_struct *p, bool runnable)
 	if (state->vcpu) {
 		book(&ref, now_ns);
 		ref.vcpu->running = 0;
+		__sync_fetch_and_add(&ref.vm->nr_running, -1);
+		ask(&ref, 0);
 		if (runnable && ref.vcpu->in_turn) {
 			/* Not by our word: something above this class. The turn goes on later. */
 			count_preemption(&ref);
@@ -341,6 +371,7 @@ void BPF_PROG(ecs_stopping, struct task_struct *p, bool runnable)
 		} else if (!runnable && ref.vcpu->in_turn) {
 			in.ran_ns = ref.vcpu->turn_ran_ns;
 			decide(ref.index, &in, &decision);
+			tell_granted(&ref, false);
 		}
 	}
 	state->vcpu = 0;
@@ -374,20 +405,50 @@ bool BPF_PROG(ecs_yield, struct task_struct *from, struct task_struct *to)
 }
 
 /* Whether the vCPU here has a reason to stay, found out without a word to the policy. */
-static bool stays(struct ecs_cpu *state, __u64 now_ns)
+static bool stays(struct task_struct *current, struct ecs_cpu *state, __u64 now_ns)
 {
 	struct ecs_snapshot snap;
 	struct vcpu_ref ref;
 	__u32 place;
 
-	if (now_ns >= state->end_ns || !find_vcpu(&ref, state->vcpu))
+	if (now_ns >= state->end_ns || !vcpu_of(&ref, current))
 		return false;
 	look_at(&ref, &snap);
 	place = queue_place(ref.index, &snap);
+	survey(ref.index, &snap, false);
+	ask(&ref, wanted_of(ref.vm, state->ends_with_section));
+	/* An extension is watched all the time, a slice less and less. */
+	if (!state->ends_with_section && !ref.vm->stuck)
+		state->look_ns = ecs_mul(state->look_ns, 2);
 	if (place == ECS_QUEUE_HOPELESS && setup.step_aside && setup.params.queue_rules)
 		return false;
 	return !state->ends_with_section ||
 	       ecs_section_of(policy(), &snap, place) != ECS_SECTION_NONE;
+}
+
+/*
+ * A vCPU rings its doorbell, which is an eventfd: KVM signals it in the context of the vCPU's own
+ * thread. What it rings for is decided where all is decided, after an interrupt at once.
+ */
+SEC("fentry/eventfd_signal_mask")
+int BPF_PROG(ecs_doorbell)
+{
+	struct task_struct *current = bpf_get_current_task_btf();
+	__u32 cpu = bpf_get_smp_processor_id();
+	struct ecs_cpu_stats *stats = stats_at(cpu);
+	struct ecs_cpu *state;
+	struct vcpu_ref ref;
+
+	if (!vcpu_of(&ref, current) || !ref.vcpu->yield)
+		return 0;
+	state = cpu_state(cpu);
+	if (!state || state->tid != (__u32)current->pid || !state->vcpu || state->rung)
+		return 0;
+	if (stats)
+		stats->doorbells++;
+	state->rung = true;
+	bpf_timer_start(&state->timer, 0, TIMER_CPU_PIN);
+	return 0;
 }
 
 /* The end of a slice or of an extension, a look in between, or the end of a VM's limit. */
@@ -402,13 +463,10 @@ static int timer_fired(void *map, __u32 *cpu, struct ecs_cpu *state)
 	}
 	if (state->endless)
 		return 0;
-	if ((__u32)current->pid != state->tid || !stays(state, now_ns)) {
+	if (state->rung || (__u32)current->pid != state->tid || !stays(current, state, now_ns)) {
 		scx_bpf_kick_cpu(*cpu, SCX_KICK_PREEMPT);
 		return 0;
 	}
-	/* An extension is watched all the time, a slice less and less. */
-	if (!state->ends_with_section)
-		state->look_ns = ecs_mul(state->look_ns, 2);
 	bpf_timer_start(&state->timer, ecs_min(state->end_ns - now_ns, state->look_ns),
 			TIMER_CPU_PIN);
 	return 0;
@@ -439,13 +497,12 @@ __s32 BPF_PROG(ecs_init_task, struct task_struct *p, struct scx_init_task_args *
 SEC("struct_ops/ecs_exit_task")
 void BPF_PROG(ecs_exit_task, struct task_struct *p, struct scx_exit_task_args *args)
 {
-	__u32 tid = p->pid;
 	struct vcpu_ref ref;
 	__u64 seq;
 
 	if (!vcpu_of(&ref, p))
 		return;
-	bpf_map_delete_elem(&tids, &tid);
+	ref.thread->number = 0;
 	if (!ecs_turn_is_extended(&ref.vcpu->turn))
 		return;
 	seq = open_books(&ref);

@@ -5,30 +5,41 @@
 
 #include "maps.h"
 
-/* Changes what the guest is told; the daemon writes it into the host line. Nothing for no change. */
-static void tell(struct vcpu_ref *ref, __u8 mask, __u8 value)
+/* What a guest should know of its vCPU, written into its host line: a store, news or not. */
+static void tell_preempted(struct vcpu_ref *ref, bool preempted)
 {
-	__u8 told = (ref->vcpu->told & ~mask) | (value & mask);
-	struct ecs_cpu_stats *stats;
-	struct ecs_hint *hint;
+	struct virtio_ecs_host_line *host = ref->thread ? ref->thread->host : NULL;
 
-	if (told == ref->vcpu->told)
+	if (host)
+		host->preempted = preempted;
+}
+
+static void tell_overloaded(struct vcpu_ref *ref, bool overloaded)
+{
+	struct virtio_ecs_host_line *host = ref->thread ? ref->thread->host : NULL;
+
+	if (host)
+		host->overloaded = overloaded;
+}
+
+static void tell_granted(struct vcpu_ref *ref, bool granted)
+{
+	struct virtio_ecs_host_line *host = ref->thread ? ref->thread->host : NULL;
+
+	if (!host)
 		return;
-	ref->vcpu->told = told;
-	hint = bpf_ringbuf_reserve(&hints, sizeof(*hint), 0);
-	if (!hint) {
-		stats = stats_at(bpf_get_smp_processor_id());
-		if (stats)
-			stats->hints_lost++;
-		return;
-	}
-	hint->at_ns = bpf_ktime_get_ns();
-	hint->vcpu = ref->index;
-	hint->epoch = ref->vcpu->epoch;
-	hint->told = told;
-	hint->reserved = 0;
-	/* "Granted" is for the guest to know, not to act upon: it waits for the next hint that is. */
-	bpf_ringbuf_submit(hint, mask == ECS_TOLD_GRANTED ? BPF_RB_NO_WAKEUP : 0);
+	host->nr_grants = ref->vcpu->grants;
+	host->granted = granted;
+}
+
+/* Asks the guest to hand its CPU back; VIRTIO_ECS_YIELD_*, 0: not any more. */
+static void ask(struct vcpu_ref *ref, __u8 yield)
+{
+	struct virtio_ecs_host_line *host = ref->thread ? ref->thread->host : NULL;
+
+	ref->vcpu->yield = yield;
+	if (host)
+		host->yield = yield;
 }
 
 static void observe(struct ecs_histogram *h, __u64 value_ns)

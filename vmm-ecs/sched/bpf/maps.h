@@ -8,12 +8,13 @@
 
 #include "kernel.h"
 #include "shared.h"
+#include "virtio_ecs.h"
 
 /* Set by the daemon before the programs are loaded. */
 const volatile struct ecs_setup setup;
 
-/* Never read: they carry the types of what the rings hold into the compiled object. */
-const volatile struct ecs_hint type_of_hints;
+/* Never read: they carry whole types, not only their names, into the compiled object. */
+const volatile struct virtio_ecs_host_line type_of_host_lines;
 const volatile struct ecs_record type_of_records;
 
 struct ecs_vm_config vm_configs[ECS_MAX_VMS];
@@ -37,13 +38,22 @@ __s64 exit_code;
 char exit_reason[128];
 char exit_message[256];
 
-/* A vCPU as one number, plus one; 0 is none. */
+/*
+ * What the daemon says of a thread. The host line is a page of guest memory that the daemon has mapped
+ * and the kernel pins: it can be written at any moment, whoever runs.
+ */
+struct ecs_thread {
+	__u32 number;		/* the vCPU over all VMs, plus one; 0: none */
+	__u32 reserved;
+	struct virtio_ecs_host_line __uptr *host;
+};
+
 struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, ECS_MAX_TIDS);
-	__type(key, __u32);
-	__type(value, __u32);
-} tids SEC(".maps");
+	__uint(type, BPF_MAP_TYPE_TASK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, int);
+	__type(value, struct ecs_thread);
+} threads SEC(".maps");
 
 /* Of a VM's books: other counters are atomic, or hints. */
 struct ecs_lock {
@@ -67,6 +77,7 @@ struct ecs_cpu {
 	__u32 tid;		/* its thread */
 	__u8 ends_with_section;	/* a section keeps it here: it leaves as soon as that is over */
 	__u8 endless;
+	__u8 rung;		/* its guest rang the doorbell, as it was asked to */
 };
 
 struct {
@@ -76,18 +87,16 @@ struct {
 	__type(value, struct ecs_cpu);
 } cpus SEC(".maps");
 
-struct {
-	__uint(type, BPF_MAP_TYPE_RINGBUF);
-	__uint(max_entries, 1 << 16);
-} hints SEC(".maps");
-
 /* The daemon makes it small unless it records. */
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
 	__uint(max_entries, 1 << 24);
 } records SEC(".maps");
 
-/* NULL beyond the end of an array. The mask, which changes nothing, is for the verifier to see. */
+/*
+ * NULL beyond the end of an array. The mask, which changes nothing, is for the verifier to see; and
+ * the functions are not inlined, or the compiler merges their NULL with other values.
+ */
 #define AT(array, index) ({						\
 	__u32 __at = (index);						\
 	bool __in = __at < sizeof(array) / sizeof((array)[0]);		\
@@ -97,22 +106,22 @@ struct {
 	__in ? &(array)[__at] : NULL;					\
 })
 
-static struct ecs_vm_state *vm_at(__u32 vm)
+static __noinline struct ecs_vm_state *vm_at(__u32 vm)
 {
 	return AT(vms, vm);
 }
 
-static struct ecs_vm_config *vm_config_at(__u32 vm)
+static __noinline struct ecs_vm_config *vm_config_at(__u32 vm)
 {
 	return AT(vm_configs, vm);
 }
 
-static struct ecs_vcpu *vcpu_at(__u32 index)
+static __noinline struct ecs_vcpu *vcpu_at(__u32 index)
 {
 	return AT(vcpus, index);
 }
 
-static struct ecs_cpu_stats *stats_at(__u32 cpu)
+static __noinline struct ecs_cpu_stats *stats_at(__u32 cpu)
 {
 	return AT(cpu_stats, cpu);
 }
@@ -127,6 +136,7 @@ struct vcpu_ref {
 	struct ecs_vcpu *vcpu;
 	struct ecs_vm_state *vm;
 	struct ecs_lock *lock;
+	struct ecs_thread *thread;	/* NULL where it was not found by its thread */
 	const struct ecs_vm_config *vm_config;
 	__u32 vm_index;
 	__u32 index;		/* of the vCPU, over all VMs */
@@ -134,6 +144,7 @@ struct vcpu_ref {
 
 static bool vcpu_by_index(struct vcpu_ref *ref, __u32 index)
 {
+	ref->thread = NULL;
 	ref->index = index;
 	ref->vm_index = index / ECS_MAX_VCPUS;
 	ref->vcpu = vcpu_at(index);
@@ -149,17 +160,26 @@ static bool find_vcpu(struct vcpu_ref *ref, __u32 number)
 	return number && vcpu_by_index(ref, number - 1);
 }
 
-static __u32 vcpu_number(const struct task_struct *p)
+static struct ecs_thread *thread_of(struct task_struct *p)
 {
-	__u32 tid = p->pid;
-	__u32 *number = bpf_map_lookup_elem(&tids, &tid);
-
-	return number ? *number : 0;
+	return bpf_task_storage_get(&threads, p, NULL, 0);
 }
 
-static bool vcpu_of(struct vcpu_ref *ref, const struct task_struct *p)
+static __u32 vcpu_number(struct task_struct *p)
 {
-	return find_vcpu(ref, vcpu_number(p));
+	struct ecs_thread *thread = thread_of(p);
+
+	return thread ? thread->number : 0;
+}
+
+static bool vcpu_of(struct vcpu_ref *ref, struct task_struct *p)
+{
+	struct ecs_thread *thread = thread_of(p);
+
+	if (!thread || !find_vcpu(ref, thread->number))
+		return false;
+	ref->thread = thread;
+	return true;
 }
 
 /* The parameters without `volatile`, and still not folded into what they are before the load. */

@@ -42,10 +42,16 @@ static void peek_host(struct waiting *w, __u64 dsq)
 	}
 }
 
-/* Who waits for this CPU; VMs in `tried` do not count. */
+/*
+ * Who waits for this CPU; VMs in `tried` do not count. `here` is the VM of the vCPU on this CPU.
+ *
+ * vCPUs that want the same locks slow each other down when they run at the same time. A VM that waits
+ * for its own locks therefore comes after others while it is on another CPU, unless it is far behind.
+ */
 __noinline int look_around(struct waiting *w __arg_nonnull, __u32 cpu, const struct tried *tried,
-			   __u64 now_ns)
+			   __u32 here, __u64 now_ns)
 {
+	__u64 first_ns = 0, place_ns;
 	__u32 nr = nr_vms;
 	int i;
 
@@ -74,9 +80,13 @@ __noinline int look_around(struct waiting *w __arg_nonnull, __u32 cpu, const str
 			continue;
 		}
 		vtime_ns = vm->vm.ledger.vtime_ns;
-		if (w->vm == NO_VM || vtime_ns < w->vm_vtime_ns) {
+		place_ns = vtime_ns;
+		if (setup.apart && vm->lock_bound && vm->nr_running > (here == (__u32)i))
+			place_ns = ecs_add(place_ns, ecs_boost_ns(policy()));
+		if (w->vm == NO_VM || place_ns < first_ns) {
 			w->vm = i;
 			w->vm_vtime_ns = vtime_ns;
+			first_ns = place_ns;
 		}
 	}
 	return 0;
@@ -123,7 +133,7 @@ static bool take_from(__u32 cpu, __u32 vm_index)
  * Moves the one with the least virtual time to the CPU; `first` is a VM that goes before all. False
  * if nobody could be moved: `w` then says who waits for something else than a CPU.
  */
-static bool run_next(__u32 cpu, __u32 first, struct waiting *w, __u64 now_ns)
+static bool run_next(__u32 cpu, __u32 first, __u32 here, struct waiting *w, __u64 now_ns)
 {
 	struct tried tried = { 0 };
 	int i;
@@ -131,7 +141,7 @@ static bool run_next(__u32 cpu, __u32 first, struct waiting *w, __u64 now_ns)
 	if (first < NO_VM && take_from(cpu, first))
 		return true;
 	bpf_for(i, 0, MAX_TRIES) {
-		look_around(w, cpu, &tried, now_ns);
+		look_around(w, cpu, &tried, here, now_ns);
 		if (w->host_dsq && (w->vm == NO_VM || w->host_vtime_ns <= w->vm_vtime_ns)) {
 			if (scx_bpf_dsq_move_to_local(w->host_dsq)) {
 				advance_vclock(w->host_vtime_ns);

@@ -23,8 +23,8 @@ struct ecs_setup {
 	__u32 nr_cpus;
 	__u8 step_aside;	/* rules of the lock queue, to measure each: hopeless spinners leave early */
 	__u8 head_first;	/* the vCPU that the others wait for runs first */
+	__u8 apart;		/* VMs that wait for their own locks run on few CPUs at a time */
 	__u8 record;		/* every operation on the books goes to `records` */
-	__u8 reserved;
 };
 
 /* Guest memory as the VMM's process sees it. */
@@ -74,10 +74,11 @@ struct ecs_vm_state {
 	__u64 stall_ns;
 	__u64 rotations;
 	__u64 nr_runnable;
+	__u64 nr_running;
 	__u32 epoch;		/* of the VM these books are of */
 	__u32 first;		/* vCPU the others wait for, plus one; 0: none */
 	__u32 lock_bound;	/* turns for which it still counts as waiting for its own locks */
-	__u32 reserved;
+	__u32 stuck;		/* a vCPU is off the CPU inside a lock queue */
 };
 
 /* Written by the programs. */
@@ -99,20 +100,7 @@ struct ecs_vcpu {
 	__u8 in_turn;
 	__u8 running;
 	__u8 runnable;
-	__u8 told;		/* ECS_TOLD_*: what its guest was last told */
-};
-
-#define ECS_TOLD_PREEMPTED	1
-#define ECS_TOLD_OVERLOADED	2
-#define ECS_TOLD_GRANTED	4
-
-/* A change of what a guest is told, for the daemon to write into its host line. */
-struct ecs_hint {
-	__u64 at_ns;
-	__u32 vcpu;		/* index over all VMs */
-	__u32 epoch;
-	__u32 told;
-	__u32 reserved;
+	__u8 yield;		/* VIRTIO_ECS_YIELD_*: what its guest was last asked for */
 };
 
 #define ECS_NR_BUCKETS	32
@@ -131,7 +119,7 @@ struct ecs_cpu_stats {
 	struct ecs_histogram decision;
 	__u64 looks;
 	__u64 extended_max_ns;	/* the longest extension */
-	__u64 hints_lost;
+	__u64 doorbells;
 	__u64 records_lost;
 };
 

@@ -56,7 +56,9 @@ static void adopt(struct vcpu_ref *ref)
 		vm->stall_ns = 0;
 		vm->rotations = 0;
 		vm->nr_runnable = 0;
+		vm->nr_running = 0;
 		vm->first = 0;
+		vm->stuck = 0;
 		vm->lock_bound = 0;
 		vm->epoch = epoch;
 		close_books(ref);
@@ -134,22 +136,27 @@ __noinline __u32 queue_place(__u32 index, const struct ecs_snapshot *own __arg_n
 }
 
 /*
- * The vCPU of this VM that stands still and that others wait for, plus one; 0: none. Its words are
- * frozen until it runs again, so what is found now holds when the VM has a CPU the next time, unless a
- * sibling that runs changes it. `index` is the vCPU that leaves the CPU, `own` what it does.
+ * Looks at all vCPUs of a VM that stand still with work to do: their words are frozen until they run
+ * again. `index` is the vCPU on the CPU, `own` what it does; `leaves` says that it stands still, too.
+ * Notes in the VM's state whether one of them is inside a lock queue, and which one the others wait
+ * for: what is found now holds when the VM has a CPU the next time, unless one that runs changes it.
  */
-__noinline __u32 find_head(__u32 index, const struct ecs_snapshot *own __arg_nonnull)
+__noinline int survey(__u32 index, const struct ecs_snapshot *own __arg_nonnull, bool leaves)
 {
-	__u32 vm_index = index / ECS_MAX_VCPUS, base = vm_index * ECS_MAX_VCPUS, head = 0;
+	__u32 vm_index = index / ECS_MAX_VCPUS, base = vm_index * ECS_MAX_VCPUS;
+	struct ecs_vm_state *vm = vm_at(vm_index);
+	__u32 head = 0, best = 0, stuck = 0;
 	int i;
 
+	if (!vm)
+		return 0;
 	bpf_for(i, 0, nr_vcpus_of(vm_index)) {
 		__u32 other = base + i;
 		struct ecs_vcpu *vcpu = vcpu_at(other);
 		struct ecs_snapshot snap;
 		bool holds, ended;
 
-		if (!vcpu || (other != index && (vcpu->running || !vcpu->runnable)))
+		if (!vcpu || (other == index ? !leaves : vcpu->running || !vcpu->runnable))
 			continue;
 		if (other == index)
 			snap = *own;
@@ -157,16 +164,19 @@ __noinline __u32 find_head(__u32 index, const struct ecs_snapshot *own __arg_non
 			read_snapshot(other, &snap);
 		holds = ecs_holds(&snap) && !ecs_spins(&snap);
 		ended = !snap.idle && snap.wait == ECS_WAIT_ENDED;
+		stuck |= holds || ecs_spins(&snap);
 		if (!holds && !ended)
 			continue;
-		/* The one the leaving vCPU itself waits for is the best there is. */
-		if ((holds && own->holder == (__u32)i + 1) ||
-		    (ended && own->wait == ECS_WAIT_PENDING && snap.lock == own->lock))
-			return i + 1;
 		if (!head)
 			head = i + 1;
+		/* The one that the vCPU here waits for is the best there is. */
+		if ((holds && own->holder == (__u32)i + 1) ||
+		    (ended && own->wait == ECS_WAIT_PENDING && snap.lock == own->lock))
+			best = i + 1;
 	}
-	return head;
+	vm->stuck = stuck;
+	vm->first = setup.head_first ? best ? best : head : 0;
+	return 0;
 }
 
 /* Books what the vCPU ran since the last time. */
@@ -250,12 +260,10 @@ __noinline int decide(__u32 index, const struct ecs_input *in __arg_nonnull,
 	if (extended && !ecs_turn_is_extended(&ref.vcpu->turn)) {
 		ref.vcpu->extension_ns = used_ns;
 		observe_extension(ref.vcpu->section, used_ns);
-		tell(&ref, ECS_TOLD_GRANTED, 0);
 	}
 	if (decision->kind == ECS_EXTEND) {
 		ref.vcpu->grants++;
 		ref.vcpu->section = decision->section;
-		tell(&ref, ECS_TOLD_GRANTED, ECS_TOLD_GRANTED);
 	}
 	if (decision->kind == ECS_LEAVE)
 		ref.vcpu->in_turn = 0;
@@ -278,7 +286,7 @@ static void count_preemption(struct vcpu_ref *ref)
 {
 	ref->vcpu->preemptions++;
 	__sync_fetch_and_add(&ref->vm->preemptions, 1);
-	tell(ref, ECS_TOLD_PREEMPTED, ECS_TOLD_PREEMPTED);
+	tell_preempted(ref, true);
 }
 
 /* It is on a CPU again. */
@@ -287,7 +295,7 @@ static void count_return(struct vcpu_ref *ref, __u64 now_ns)
 	__u64 stall_ns = ecs_sub(now_ns, ref->vcpu->critical_since_ns);
 	struct ecs_cpu_stats *stats = stats_at(bpf_get_smp_processor_id());
 
-	tell(ref, ECS_TOLD_PREEMPTED, 0);
+	tell_preempted(ref, false);
 	if (!ref->vcpu->critical_since_ns)
 		return;
 	ref->vcpu->critical_since_ns = 0;

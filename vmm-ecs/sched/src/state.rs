@@ -364,8 +364,6 @@ pub(crate) struct HostCounters {
     pub(crate) extension: [Histogram; 3],
     pub(crate) critical_stall: Histogram,
     pub(crate) decision: Histogram,
-    /// From a change of what a guest should know until its host line says so.
-    pub(crate) hint: Histogram,
     /// Why nothing steers any more.
     pub(crate) ended: Option<String>,
 }

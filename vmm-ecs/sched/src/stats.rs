@@ -37,7 +37,6 @@ pub(crate) fn snapshot(state: &State, host: &Host) -> Snapshot {
             extension_wait,
             critical_stall: state.host.critical_stall.clone(),
             decision: state.host.decision.clone(),
-            hint: state.host.hint.clone(),
             ended: state.host.ended.clone(),
         },
         vms,

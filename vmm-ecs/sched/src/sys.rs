@@ -217,6 +217,29 @@ impl Poller {
 }
 
 /// Turns a C result below zero into the error it stands for.
+/// A descriptor of one thread (Linux 6.9 or newer).
+#[cfg(feature = "scx")]
+pub(crate) fn thread_fd(tid: Tid) -> io::Result<std::os::fd::OwnedFd> {
+    use std::os::fd::FromRawFd;
+    /// `PIDFD_THREAD`.
+    const THREAD: libc::c_uint = libc::O_EXCL.cast_unsigned();
+    // SAFETY: the call takes two integers.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, tid, THREAD) };
+    check(fd)?;
+    let fd = i32::try_from(fd).map_err(|_| io::ErrorKind::InvalidData)?;
+    // SAFETY: a new descriptor that nobody else owns.
+    Ok(unsafe { std::os::fd::OwnedFd::from_raw_fd(fd) })
+}
+
+/// Waits until every CPU has been through a point at which no program of the kernel's schedulers runs.
+#[cfg(feature = "scx")]
+pub(crate) fn membarrier_all() -> io::Result<()> {
+    /// `MEMBARRIER_CMD_GLOBAL`: a grace period of RCU.
+    const GLOBAL: libc::c_int = 1;
+    // SAFETY: the call takes three integers.
+    check(unsafe { libc::syscall(libc::SYS_membarrier, GLOBAL, 0, 0) })
+}
+
 pub(crate) fn check(rc: i64) -> io::Result<()> {
     check_len(rc).map(|_| ())
 }

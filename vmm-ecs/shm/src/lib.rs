@@ -328,6 +328,15 @@ impl VcpuSlots {
             .ok()
     }
 
+    /// Address of the host line in this process, for a kernel that writes to it; it is valid as long
+    /// as these slots are.
+    #[must_use]
+    pub fn host_line_address(&self) -> Option<u64> {
+        let at = MemoryRegionAddress(self.host.offset);
+        let address = self.host.region.get_host_address(at).ok()?;
+        Some(address.addr() as u64)
+    }
+
     /// Tells the guest that an extension runs (`true`) or ended.
     pub fn set_granted(&self, granted: bool) {
         self.host

@@ -61,10 +61,6 @@ pub struct HostStats {
     pub critical_stall: Histogram,
     /// Time one decision took.
     pub decision: Histogram,
-    /// Time from a change of what a guest should know until its host line says so; only the
-    /// controller in the kernel measures it.
-    #[serde(default)]
-    pub hint: Histogram,
     /// Why the controller steers no longer, if so: the host schedules by itself.
     #[serde(default)]
     pub ended: Option<String>,

@@ -53,12 +53,14 @@ fn collect_host(state: &mut State, program: &Program) {
     host.extension = Default::default();
     host.critical_stall = Histogram::default();
     host.decision = Histogram::default();
+    host.doorbells = 0;
     for cpu in (0..).map_while(|cpu| program.cpu(cpu)) {
         for (sum, part) in host.extension.iter_mut().zip(&cpu.extension) {
             sum.merge(&histogram(part));
         }
         host.critical_stall.merge(&histogram(&cpu.critical_stall));
         host.decision.merge(&histogram(&cpu.decision));
+        host.doorbells += cpu.doorbells;
     }
 }
 

@@ -1,6 +1,7 @@
 //! The programs in the kernel: loaded, attached, and their memory, which this process maps.
 
 use std::mem::{ManuallyDrop, MaybeUninit};
+use std::os::fd::AsRawFd;
 use std::ptr::{NonNull, addr_of, addr_of_mut};
 
 use ecs_policy::Params;
@@ -10,7 +11,7 @@ use libbpf_rs::{Link, MapCore, MapFlags, OpenObject};
 use super::ScxError;
 use super::compiled::{EcsSkel, EcsSkelBuilder};
 pub(crate) use super::compiled::types;
-use crate::sys::Tid;
+use crate::sys::{Tid, thread_fd};
 
 /// Places for VMs, and for the vCPUs of one; `ECS_MAX_*` of `bpf/shared.h`.
 pub(crate) const MAX_VMS: usize = len(|bss: &types::bss| &bss.vms);
@@ -34,6 +35,7 @@ pub(crate) struct Setup {
     pub(crate) look_ns: u64,
     pub(crate) step_aside: bool,
     pub(crate) head_first: bool,
+    pub(crate) apart: bool,
     pub(crate) record: bool,
     pub(crate) timeout_ms: u32,
 }
@@ -50,6 +52,8 @@ pub(crate) struct Ended {
 pub(crate) struct Program {
     /// First of all in [`Drop`]: without it the kernel schedules by itself again.
     link: Option<Link>,
+    /// Doorbells; without it guests ring in vain.
+    doorbell: Option<Link>,
     skel: ManuallyDrop<EcsSkel<'static>>,
     /// What `skel` borrows from.
     storage: NonNull<MaybeUninit<OpenObject>>,
@@ -106,6 +110,7 @@ impl Program {
             nr_cpus: u32::try_from(nr_cpus).unwrap_or(u32::MAX),
             step_aside: u8::from(setup.step_aside),
             head_first: u8::from(setup.head_first),
+            apart: u8::from(setup.apart),
             record: u8::from(setup.record),
             ..types::ecs_setup::default()
         };
@@ -123,6 +128,7 @@ impl Program {
         };
         Ok(Self {
             link: None,
+            doorbell: None,
             skel: ManuallyDrop::new(skel),
             storage,
             bss,
@@ -133,6 +139,13 @@ impl Program {
     pub(crate) fn attach(&mut self) -> Result<(), ScxError> {
         let link = self.skel.maps.ecs_ops.attach_struct_ops();
         self.link = Some(link.map_err(ScxError::Attach)?);
+        match self.skel.progs.ecs_doorbell.attach() {
+            Ok(link) => self.doorbell = Some(link),
+            Err(error) => tracing::warn!(
+                %error,
+                "No doorbells: guests are looked at, and cannot say when they leave a section"
+            ),
+        }
         Ok(())
     }
 
@@ -187,31 +200,36 @@ impl Program {
         unsafe { addr_of_mut!((*self.bss.as_ptr()).nr_vms).write_volatile(nr) };
     }
 
-    /// Says which vCPU a thread is.
-    pub(crate) fn insert_thread(&self, tid: Tid, vm: usize, vcpu: usize) -> Result<(), ScxError> {
+    /// Says which vCPU a thread is. `host_line` is where this process has its host line, 0 for none:
+    /// the kernel pins that page and writes to it until it is told another one.
+    pub(crate) fn set_thread(
+        &self,
+        tid: Tid,
+        vm: usize,
+        vcpu: usize,
+        host_line: u64,
+    ) -> Result<(), ScxError> {
         if vm >= MAX_VMS || vcpu >= MAX_VCPUS {
             return Ok(());
         }
         let number = u32::try_from(vm * MAX_VCPUS + vcpu + 1).unwrap_or(u32::MAX);
+        let mut value = [0; 16];
+        value[..4].copy_from_slice(&number.to_ne_bytes());
+        value[8..].copy_from_slice(&host_line.to_ne_bytes());
+        let thread = thread_fd(tid).map_err(ScxError::NoThread)?;
         self.skel
             .maps
-            .tids
-            .update(
-                &tid.cast_unsigned().to_ne_bytes(),
-                &number.to_ne_bytes(),
-                MapFlags::ANY,
-            )
+            .threads
+            .update(&thread.as_raw_fd().to_ne_bytes(), &value, MapFlags::ANY)
             .map_err(ScxError::Thread)
     }
 
     /// The thread is no vCPU any more.
     pub(crate) fn remove_thread(&self, tid: Tid) {
-        // It may have ended before: then the kernel's side has removed it.
-        let _ = self
-            .skel
-            .maps
-            .tids
-            .delete(&tid.cast_unsigned().to_ne_bytes());
+        // It may have ended before: then there is nothing to remove.
+        if let Ok(thread) = thread_fd(tid) {
+            let _ = self.skel.maps.threads.delete(&thread.as_raw_fd().to_ne_bytes());
+        }
     }
 
     /// The books of a VM at one moment.
@@ -252,11 +270,6 @@ impl Program {
         })
     }
 
-    /// The ring of hints.
-    pub(crate) fn hints(&self) -> &dyn MapCore {
-        &self.skel.maps.hints
-    }
-
     /// The ring of recorded operations.
     pub(crate) fn records(&self) -> &dyn MapCore {
         &self.skel.maps.records
@@ -265,6 +278,7 @@ impl Program {
 
 impl Drop for Program {
     fn drop(&mut self) {
+        drop(self.doorbell.take());
         drop(self.link.take());
         // SAFETY: dropped once, here, before what it borrows from.
         unsafe { ManuallyDrop::drop(&mut self.skel) };

@@ -6,20 +6,20 @@
 //!
 //! # Approach
 //! `bpf/` is that scheduler, for the whole host. This side loads it ([`kernel`]), tells it which
-//! threads are vCPUs and where their guests' words lie, writes hints into guests' host lines as they
-//! change ([`hints`]), and turns its books into statistics ([`books`]). It takes no decision and no
-//! part in one: stopped or slow, it delays none.
+//! threads are vCPUs and where their guests' words lie, and turns its books into statistics
+//! ([`books`]). Hints are written into guests' host lines where they arise: the kernel pins those
+//! pages of guest memory for the programs. This side takes no decision and no part in one: stopped or
+//! slow, it delays none.
 //!
 //! # Invariants
 //! When this controller goes, in whatever way, or the kernel ends the scheduler, the host's own
-//! scheduler goes on. The programs only read guest memory; all writes are from here.
+//! scheduler goes on. Of guest memory the programs write the host lines only.
 //!
 //! # What it does not do
 //! It does not attach again once the kernel has ended the scheduler: the statistics say why.
 
 mod books;
 mod cgroup;
-mod hints;
 mod kernel;
 mod probe;
 
@@ -42,7 +42,7 @@ pub use probe::probe;
 use crate::entitle::Entitlement;
 use crate::pimutex::PiMutex;
 use crate::state::{State, Vcpu, VcpuId, VmEntry, VmSpec};
-use crate::sys::{CpuSet, now_ns, thread_cpu_ns};
+use crate::sys::{CpuSet, membarrier_all, now_ns, thread_cpu_ns};
 use crate::threads::vcpu_threads;
 use crate::{Controller, Host, roster, stats};
 use kernel::{MAX_REGIONS, MAX_VCPUS, MAX_VMS, Program, Setup, types};
@@ -75,6 +75,9 @@ pub enum ScxError {
     /// The host's CPUs cannot be read.
     #[error("Cannot read which CPUs are online")]
     Online(#[source] std::io::Error),
+    /// A vCPU thread has ended, or this kernel knows no descriptors of threads (Linux 6.9).
+    #[error("Cannot open a vCPU thread")]
+    NoThread(#[source] std::io::Error),
     /// A thread cannot start.
     #[error("Cannot start a thread of the controller")]
     Spawn(#[source] std::io::Error),
@@ -99,6 +102,8 @@ pub struct ScxConfig {
     pub step_aside: bool,
     /// The vCPU that its siblings wait for runs first.
     pub head_first: bool,
+    /// VMs that wait for their own locks run on few CPUs at a time.
+    pub apart: bool,
     /// Time a runnable thread may wait until the kernel ends the scheduler, ms.
     pub timeout_ms: u32,
 }
@@ -110,6 +115,7 @@ impl Default for ScxConfig {
             look_ns: 50_000,
             step_aside: true,
             head_first: true,
+            apart: true,
             timeout_ms: 10_000,
         }
     }
@@ -149,6 +155,7 @@ impl ScxController {
             look_ns: config.look_ns,
             step_aside: config.step_aside,
             head_first: config.head_first,
+            apart: config.apart,
             record: false,
             timeout_ms: config.timeout_ms,
         })?;
@@ -168,10 +175,8 @@ impl ScxController {
             host: Host::read("scx", "full"),
         };
         controller.spawn("ecs-scx", {
-            let (inner, program, stop) = (inner.clone(), program.clone(), stop.clone());
             move || look_after(&inner, &program, &stop)
         })?;
-        controller.spawn("ecs-hints", move || hints::carry(&inner, &program, &stop))?;
         Ok(controller)
     }
 
@@ -193,8 +198,12 @@ impl Controller for ScxController {
                 inner.welcome(index);
             }
             inner.publish(index, &self.program);
+            inner.name_threads(index, &self.program);
         }
         drop(inner);
+        if replaced.is_some() {
+            wait_for_programs();
+        }
         drop(replaced);
     }
 
@@ -216,6 +225,12 @@ impl Controller for ScxController {
             self.program.set_vcpu(vm, vcpu, &types::ecs_vcpu_config::default());
         }
         drop(inner);
+        wait_for_programs();
+        if let Some(entry) = &entry {
+            for slots in entry.spec.slots.vcpus.iter().flatten() {
+                slots.clear_hints();
+            }
+        }
         drop((vcpus, entry));
     }
 
@@ -268,6 +283,28 @@ impl Inner {
         }
     }
 
+    /// Names every vCPU thread of a VM to the programs, with its host line.
+    fn name_threads(&self, index: usize, program: &Program) {
+        let Some(vm) = self.state.vm(index) else {
+            return;
+        };
+        for (number, vcpu) in vm.vcpus.iter().enumerate() {
+            let Some(vcpu) = vcpu else { continue };
+            let slots = vcpu.slots.as_ref();
+            let host_line = slots.and_then(|slots| slots.host_line_address());
+            if let Err(error) =
+                program.set_thread(vcpu.tid, index, number, host_line.unwrap_or_default())
+            {
+                tracing::warn!(
+                    %error,
+                    source = ?std::error::Error::source(&error),
+                    tid = vcpu.tid,
+                    "A vCPU goes without eCS"
+                );
+            }
+        }
+    }
+
     /// Finds vCPU threads that came or went, and names them to the programs.
     fn scan(&mut self, program: &Program) {
         for (vm, pid) in roster::processes(&self.state) {
@@ -285,12 +322,10 @@ impl Inner {
                     VcpuId { vm, vcpu },
                     Vcpu::new(thread.tid, now_ns()),
                 );
-                if let Err(error) = program.insert_thread(thread.tid, vm, vcpu) {
-                    tracing::warn!(%error, tid = thread.tid, "A vCPU goes without eCS");
-                }
             }
             if !new.is_empty() {
                 self.publish(vm, program);
+                self.name_threads(vm, program);
             }
         }
     }
@@ -393,5 +428,13 @@ fn look_after(inner: &PiMutex<Inner>, program: &Program, stop: &AtomicBool) {
             );
             inner.end(ended.reason);
         }
+    }
+}
+
+/// Returns once no program can be at work any more with what it was told before.
+fn wait_for_programs() {
+    if let Err(error) = membarrier_all() {
+        tracing::debug!(%error, "No barrier for all CPUs: waiting instead");
+        thread::sleep(BEAT);
     }
 }
