@@ -312,8 +312,9 @@ void BPF_PROG(ecs_running, struct task_struct *p)
 	if (!ref.vcpu->in_turn)
 		begin_turn(ref.index, cpu);
 	state->vcpu = ref.index + 1;
+	if (state->tid != (__u32)p->pid)
+		state->rung = false;
 	state->tid = p->pid;
-	state->rung = false;
 	look_around(&w, cpu, NULL, ref.vm_index, now_ns);
 	alone = nobody(&w) && !ref.vm_config->quota_ns;
 	tell_overloaded(&ref, !alone);
@@ -346,8 +347,7 @@ void BPF_PROG(ecs_stopping, struct task_struct *p, bool runnable)
 	__u32 cpu = bpf_get_smp_processor_id();
 	struct ecs_cpu *state = cpu_state(cpu);
 	__u64 now_ns = bpf_ktime_get_ns();
-	struct ecs_input in = { .event = ECS_EVENT_BLOCKED };
-	struct ecs_decision decision;
+	struct ecs_input in = { 0 };
 	struct vcpu_ref ref;
 
 	if (!state)
@@ -368,10 +368,6 @@ void BPF_PROG(ecs_stopping, struct task_struct *p, bool runnable)
 			look_and_place(&ref, &in);
 			if (ecs_section_of(policy(), &in.snap, in.queue) != ECS_SECTION_NONE)
 				count_critical(&ref, ECS_CAUSE_HOST, now_ns);
-		} else if (!runnable && ref.vcpu->in_turn) {
-			in.ran_ns = ref.vcpu->turn_ran_ns;
-			decide(ref.index, &in, &decision);
-			tell_granted(&ref, false);
 		}
 	}
 	state->vcpu = 0;
@@ -382,11 +378,23 @@ void BPF_PROG(ecs_stopping, struct task_struct *p, bool runnable)
 SEC("struct_ops/ecs_quiescent")
 void BPF_PROG(ecs_quiescent, struct task_struct *p, __u64 deq_flags)
 {
+	struct ecs_input in = { .event = ECS_EVENT_BLOCKED };
+	struct ecs_decision decision;
 	struct vcpu_ref ref;
 
-	if (vcpu_of(&ref, p) && ref.vcpu->runnable) {
+	if (!vcpu_of(&ref, p))
+		return;
+	if (ref.vcpu->runnable) {
 		ref.vcpu->runnable = 0;
 		__sync_fetch_and_add(&ref.vm->nr_runnable, -1);
+	}
+	/* Without that flag the kernel changes something about the thread, which runs on at once: as
+	 * when it is preempted where it must not migrate, in the program below that hears a doorbell.
+	 */
+	if (deq_flags & SCX_DEQ_SLEEP && ref.vcpu->in_turn) {
+		in.ran_ns = ref.vcpu->turn_ran_ns;
+		decide(ref.index, &in, &decision);
+		tell_granted(&ref, false);
 	}
 }
 

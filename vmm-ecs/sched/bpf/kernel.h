@@ -90,6 +90,7 @@ struct sched_ext_ops {
 /* Constants of the kernel's enumerations; they are its interface to schedulers. */
 #define SCX_DSQ_LOCAL		0x8000000000000002ULL
 #define SCX_ENQ_WAKEUP		1ULL
+#define SCX_DEQ_SLEEP		1ULL
 #define SCX_KICK_IDLE		1ULL
 #define SCX_KICK_PREEMPT	2ULL
 #define SCX_TASK_QUEUED		1U
