@@ -17,22 +17,26 @@ use ecs_tests::{is_full, parts, scx_program, skip, slow};
 use serde_json::Value;
 
 /// Time for what takes a second or two of the host's.
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_secs(40);
 /// Length of a tick of the host, us: HZ is 250.
 const TICK_US: u64 = 4000;
 /// Hard stop of an extension by default, us.
 const HARD_STOP_US: u64 = 1000;
 
-/// The host's parts and a host with our program; skips the test where one cannot be had.
+/// The host's parts and a host with our program; skips the test where one cannot be had. `figures`
+/// tells whether the host counts instructions.
 macro_rules! host {
-    ($name:literal, $kernel:literal) => {{
+    ($name:literal, $kernel:literal) => {
+        host!($name, $kernel, true)
+    };
+    ($name:literal, $kernel:literal, $figures:literal) => {{
         let parts = parts!($name, $kernel);
         match scx_program().unwrap() {
             Ok(program) => (
                 parts,
                 Host {
                     programs: vec![program],
-                    count_instructions: true,
+                    count_instructions: $figures,
                     ..Host::default()
                 },
             ),
@@ -65,10 +69,7 @@ fn assert_identities(outcome: &Outcome) {
         "{outcome:?}"
     );
     let outcomes = count("yielded") + count("expired") + count("revoked") + count("aborted");
-    assert!(
-        count("grants").abs_diff(outcomes) <= RUNNING,
-        "{outcome:?}"
-    );
+    assert!(count("grants").abs_diff(outcomes) <= RUNNING, "{outcome:?}");
 }
 
 fn say(load: &Load, outcome: &Outcome) {
@@ -114,14 +115,10 @@ fn vcpus_are_not_preempted_inside_sections() {
             assert_identities(ecs);
             let count = |name: &str| ecs.count(name).unwrap();
             assert!(count("requests") > 100, "too little competition: {ecs:?}");
-            assert!(
-                count("yielded") as f64 / count("requests") as f64 >= 0.99,
-                "{ecs:?}"
-            );
-            assert!(
-                count("critical_preemptions") * 100 <= stock.count("critical_preemptions").unwrap(),
-                "{ecs:?}"
-            );
+            // Of all that would have been preemptions inside a section.
+            let avoided =
+                count("yielded") as f64 / (count("yielded") + count("critical_preemptions")) as f64;
+            assert!(avoided >= 0.99, "{avoided}: {ecs:?}");
             assert!(
                 ecs.extension_max_us <= HARD_STOP_US + TICK_US,
                 "{} us",
@@ -180,7 +177,9 @@ fn each_queue_rule_is_worth_something() {
     let (parts, host) = host!("each_queue_rule_is_worth_something", "7.3");
     let kernel = parts.kernel("7.3").unwrap();
     let off = |rules: &[&str]| {
-        let rules = rules.iter().map(|rule| format!(" --policy '{rule} = false'"));
+        let rules = rules
+            .iter()
+            .map(|rule| format!(" --policy '{rule} = false'"));
         ours_with(&rules.collect::<String>())
     };
     let arms = [
@@ -240,7 +239,12 @@ impl Running {
                        >/tmp/keep.log 2>&1 & echo $!";
         let demo = host.sh(command).unwrap().trim().to_owned();
         wait_for(host, "enabled");
-        let dir = host.sh("echo /tmp/vmm-ecs-demo-*").unwrap().trim().to_owned();
+        // The demo's first run, of the stock arm, is over: this is the daemon that stays.
+        let dir = host
+            .sh("echo /tmp/vmm-ecs-demo-*")
+            .unwrap()
+            .trim()
+            .to_owned();
         let running = Self { demo, dir };
         running.wait_until_served(host);
         running
@@ -256,27 +260,29 @@ impl Running {
 
     /// Both VMs are known with their vCPU threads, and read.
     fn wait_until_served(&self, host: &mut HostVm) {
-        until("both VMs to be served", PATIENCE, || {
+        let served = until("both VMs to be served", PATIENCE, || {
             let stats = self.stats(host)?;
             let vms = stats["vms"].as_array()?;
             let whole = |vm: &&Value| {
                 vm["state"] == "active" && vm["vcpus"].as_array().map(Vec::len) == Some(2)
             };
             (vms.iter().filter(whole).count() == 2).then_some(())
-        })
-        .unwrap();
+        });
+        if let Err(error) = served {
+            panic!("{error:#}\n{}", logs(host));
+        }
     }
 
     fn daemon(&self, host: &mut HostVm) -> String {
-        let find = "for p in /proc/[0-9]*; do tr '\\000' ' ' <$p/cmdline 2>/dev/null | \
-                    grep -q '^[^ ]*vmm-ecs serve' && echo ${p#/proc/}; done; true";
+        let find = "{ for p in /proc/[0-9]*; do tr '\\000' ' ' <$p/cmdline | \
+                    grep -q '^[^ ]*vmm-ecs serve' && echo ${p#/proc/}; done; } 2>/dev/null; true";
         host.sh(find).unwrap().trim().to_owned()
     }
 
     /// CPU time that all vCPU threads have had, in ticks of the kernel's clock.
     fn vcpu_ticks(&self, host: &mut HostVm) -> Vec<u64> {
-        let sum = "for t in /proc/[0-9]*/task/*; do case $(cat $t/comm 2>/dev/null) in vcpu*) \
-                   cut -d' ' -f14,15 $t/stat;; esac; done";
+        let sum = "{ for t in /proc/[0-9]*/task/*; do case $(cat $t/comm) in vcpu*) \
+                   cut -d' ' -f14,15 $t/stat;; esac; done; } 2>/dev/null; true";
         let said = host.sh(sum).unwrap();
         said.lines()
             .map(|line| {
@@ -319,7 +325,8 @@ impl Running {
         host.sh(&format!("kill {}; wait {}; true", self.demo, self.demo))
             .unwrap();
         let daemon = self.daemon(host);
-        host.sh(&format!("kill {daemon} 2>/dev/null; true")).unwrap();
+        host.sh(&format!("kill {daemon} 2>/dev/null; true"))
+            .unwrap();
         wait_for(host, "disabled");
     }
 }
@@ -330,14 +337,19 @@ fn wait_for(host: &mut HostVm, state: &str) {
         (host.sched_ext().unwrap() == state).then_some(())
     });
     if let Err(error) = found {
-        let log = host.sh("cat /tmp/*.log /tmp/vmm-ecs-demo-*/daemon.log; true");
-        panic!("{error:#}\n{}", log.unwrap_or_default());
+        panic!("{error:#}\n{}", logs(host));
     }
+}
+
+/// What our programs said.
+fn logs(host: &mut HostVm) -> String {
+    let logs = host.sh("tail -n 20 /tmp/*.log /tmp/vmm-ecs-demo-*/daemon.log; true");
+    logs.unwrap_or_else(|error| format!("{error:#}"))
 }
 
 #[test]
 fn however_the_daemon_goes_the_vms_run_on() {
-    let (parts, host) = host!("however_the_daemon_goes_the_vms_run_on", "7.3");
+    let (parts, host) = host!("however_the_daemon_goes_the_vms_run_on", "7.3", false);
     let kernel = parts.kernel("7.3").unwrap();
     HostVm::run(&parts, &kernel, &host, |host| {
         let running = Running::start(host);
@@ -356,9 +368,11 @@ fn however_the_daemon_goes_the_vms_run_on() {
         running.assert_alive(host, "under the second daemon");
 
         // CPUs come and go, and the scheduler stays.
-        host.sh("echo 0 >/sys/devices/system/cpu/cpu1/online").unwrap();
+        host.sh("echo 0 >/sys/devices/system/cpu/cpu1/online")
+            .unwrap();
         running.assert_alive(host, "on one CPU");
-        host.sh("echo 1 >/sys/devices/system/cpu/cpu1/online").unwrap();
+        host.sh("echo 1 >/sys/devices/system/cpu/cpu1/online")
+            .unwrap();
         running.assert_alive(host, "on two CPUs again");
         assert_eq!(host.sched_ext().unwrap(), "enabled");
         let status = running.status(host);
@@ -380,26 +394,34 @@ fn however_the_daemon_goes_the_vms_run_on() {
 
 #[test]
 fn a_thread_that_starves_ends_the_scheduler() {
-    let (parts, host) = host!("a_thread_that_starves_ends_the_scheduler", "7.3");
+    let (parts, host) = host!("a_thread_that_starves_ends_the_scheduler", "7.3", false);
     let kernel = parts.kernel("7.3").unwrap();
     HostVm::run(&parts, &kernel, &host, |host| {
-        host.sh("printf '[host]\\ncontroller = \"scx\"\\nruntime_dir = \"/run/ecs\"\\n\
-                 scx_timeout_ms = 1000\\n' >/tmp/ecs.toml")
-            .unwrap();
+        host.sh(
+            "printf '[host]\\ncontroller = \"scx\"\\nruntime_dir = \"/run/ecs\"\\n\
+                 scx_timeout_ms = 1000\\n' >/tmp/ecs.toml",
+        )
+        .unwrap();
         host.sh("vmm-ecs serve --config /tmp/ecs.toml >/tmp/serve.log 2>&1 & echo $!")
             .unwrap();
         wait_for(host, "enabled");
         // Above every class of the fair kind, on one CPU; and a thread that can run nowhere else.
-        host.sh("echo -1 >/proc/sys/kernel/sched_rt_runtime_us").unwrap();
+        host.sh("echo -1 >/proc/sys/kernel/sched_rt_runtime_us")
+            .unwrap();
         host.sh("taskset 2 sh -c 'while :; do sleep 0.01; done' & echo $! >/tmp/victim")
             .unwrap();
-        host.sh("taskset 2 chrt -f 50 sh -c 'i=0; while [ $i -lt 2000000 ]; do i=$((i+1)); done' & \
-                 echo $! >/tmp/hog")
-            .unwrap();
+        host.sh(
+            "taskset 2 chrt -f 50 sh -c 'i=0; while [ $i -lt 2000000 ]; do i=$((i+1)); done' & \
+                 echo $! >/tmp/hog",
+        )
+        .unwrap();
         wait_for(host, "disabled");
-        host.sh("kill -KILL $(cat /tmp/hog /tmp/victim); true").unwrap();
+        host.sh("kill -KILL $(cat /tmp/hog /tmp/victim); true")
+            .unwrap();
         let status = until("the reason", PATIENCE, || {
-            let status = host.sh("vmm-ecs status --socket /run/ecs/stats.sock").unwrap();
+            let status = host
+                .sh("vmm-ecs status --socket /run/ecs/stats.sock")
+                .unwrap();
             status.contains("ended: ").then_some(status)
         })
         .unwrap();
@@ -410,7 +432,7 @@ fn a_thread_that_starves_ends_the_scheduler() {
 
 #[test]
 fn it_comes_and_goes_under_load() {
-    let (parts, host) = host!("it_comes_and_goes_under_load", "7.3");
+    let (parts, host) = host!("it_comes_and_goes_under_load", "7.3", false);
     let kernel = parts.kernel("7.3").unwrap();
     let times = if is_full() { 100 } else { 10 };
     HostVm::run(&parts, &kernel, &host, |host| {
@@ -438,9 +460,11 @@ fn limits_and_weights_of_cgroups_hold() {
     let (parts, host) = host!("limits_and_weights_of_cgroups_hold", "7.3");
     let kernel = parts.kernel("7.3").unwrap();
     HostVm::run(&parts, &kernel, &host, |host| {
-        host.sh("echo +cpu >/sys/fs/cgroup/cgroup.subtree_control; mkdir /sys/fs/cgroup/vm0 \
-                 /sys/fs/cgroup/vm1")
-            .unwrap();
+        host.sh(
+            "echo +cpu >/sys/fs/cgroup/cgroup.subtree_control; mkdir /sys/fs/cgroup/vm0 \
+                 /sys/fs/cgroup/vm1",
+        )
+        .unwrap();
         let running = Running::start(host);
         let stats = running.stats(host).unwrap();
         for vm in stats["vms"].as_array().unwrap() {
@@ -454,7 +478,7 @@ fn limits_and_weights_of_cgroups_hold() {
         wait_for(host, "disabled");
         running.serve_again(host);
 
-        let mut shares = |host: &mut HostVm, words: &str| {
+        let shares = |host: &mut HostVm, words: &str| {
             host.sh(words).unwrap();
             // Read once a second.
             host.sh("sleep 2").unwrap();
@@ -463,24 +487,28 @@ fn limits_and_weights_of_cgroups_hold() {
                 let vms = stats["vms"].as_array().unwrap();
                 let of = |vm: &Value| {
                     let vcpus = vm["vcpus"].as_array().unwrap();
-                    vcpus.iter().map(|vcpu| vcpu["cpu_ns"].as_f64().unwrap()).sum()
+                    vcpus
+                        .iter()
+                        .map(|vcpu| vcpu["cpu_ns"].as_f64().unwrap())
+                        .sum()
                 };
                 vms.iter().map(of).collect()
             };
             let (before, start) = (cpu(host), now_s(host));
             host.sh("sleep 5").unwrap();
             let (after, end) = (cpu(host), now_s(host));
-            let used = after.iter().zip(before).map(|(after, before)| after - before);
-            used.map(|used| used / 1e9 / (end - start)).collect::<Vec<f64>>()
+            let used = after
+                .iter()
+                .zip(before)
+                .map(|(after, before)| after - before);
+            used.map(|used| used / 1e9 / (end - start))
+                .collect::<Vec<f64>>()
         };
         let weighed = shares(host, "echo 300 >/sys/fs/cgroup/vm1/cpu.weight");
         println!("cpu.weight 100 and 300: {weighed:.3?} CPUs");
         let ratio = weighed[1] / weighed[0];
         assert!((2.9..3.1).contains(&ratio), "{weighed:?}");
-        let limited = shares(
-            host,
-            "echo '30000 100000' >/sys/fs/cgroup/vm1/cpu.max",
-        );
+        let limited = shares(host, "echo '30000 100000' >/sys/fs/cgroup/vm1/cpu.max");
         println!("cpu.max 30 % of a CPU for the second: {limited:.3?} CPUs");
         assert!((0.28..0.31).contains(&limited[1]), "{limited:?}");
         // What it may not use is the other's.

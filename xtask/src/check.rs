@@ -5,8 +5,8 @@ use std::time::Instant;
 
 use anyhow::Context;
 
-use crate::{cargo, features};
 use crate::tally::Tally;
+use crate::{cargo, features};
 
 /// One cargo command that must succeed.
 struct Step {

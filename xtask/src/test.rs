@@ -5,9 +5,9 @@ use std::process::Stdio;
 
 use anyhow::Context;
 
-use crate::{cargo, features};
 use crate::libtest::Reader;
 use crate::tally::Tally;
+use crate::{cargo, features};
 
 /// Which tests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -66,9 +66,7 @@ impl HostVm {
         } else {
             "-accel tcg,thread=multi,tb-size=512"
         };
-        let arguments = accelerator
-            .split(' ')
-            .chain(["-cpu", "qemu64,+svm,+npt"]);
+        let arguments = accelerator.split(' ').chain(["-cpu", "qemu64,+svm,+npt"]);
         let hardware = Hardware {
             cpus: host.cpus,
             memory: host.memory,

@@ -106,6 +106,12 @@ static void press(struct task_struct *p, __u64 vtime_ns)
 		scx_bpf_kick_cpu(cpu, SCX_KICK_PREEMPT);
 }
 
+/* Whether the thread may not leave its CPU now. A program that runs counts on its own thread, too. */
+static bool must_stay(struct task_struct *p)
+{
+	return p->migration_disabled > (p == bpf_get_current_task_btf());
+}
+
 SEC("struct_ops/ecs_enqueue")
 void BPF_PROG(ecs_enqueue, struct task_struct *p, __u64 enq_flags)
 {
@@ -118,7 +124,7 @@ void BPF_PROG(ecs_enqueue, struct task_struct *p, __u64 enq_flags)
 		vtime_ns = ecs_add(ref.vm->vm.ledger.vtime_ns, setup.params.slice_ns / 2);
 	} else {
 		__u64 floor_ns = ecs_sub(vclock_ns, setup.params.slice_ns);
-		bool pinned = p->nr_cpus_allowed == 1;
+		bool pinned = p->nr_cpus_allowed == 1 || must_stay(p);
 
 		vtime_ns = p->scx.dsq_vtime < floor_ns ? floor_ns : p->scx.dsq_vtime;
 		scx_bpf_dsq_insert_vtime(p, pinned ? DSQ_PINNED + (__u32)scx_bpf_task_cpu(p) : DSQ_HOST,
@@ -570,7 +576,8 @@ struct sched_ext_ops ecs_ops = {
 	.exit_task = (void *)ecs_exit_task,
 	.init = (void *)ecs_init,
 	.exit = (void *)ecs_exit,
-	.flags = SCX_OPS_ENQ_LAST,
+	/* Whatever the kernel itself put into a CPU's queue would run next without a word to dispatch. */
+	.flags = SCX_OPS_ENQ_LAST | SCX_OPS_ENQ_EXITING | SCX_OPS_ENQ_MIGRATION_DISABLED,
 	.timeout_ms = 10000,
 	.name = "ecs",
 };

@@ -95,6 +95,8 @@ struct sched_ext_ops {
 #define SCX_KICK_PREEMPT	2ULL
 #define SCX_TASK_QUEUED		1U
 #define SCX_OPS_ENQ_LAST	2ULL
+#define SCX_OPS_ENQ_EXITING	4ULL
+#define SCX_OPS_ENQ_MIGRATION_DISABLED	16ULL
 #define SCX_SLICE_INF		(~0ULL)
 
 __s32 scx_bpf_create_dsq(__u64 dsq_id, __s32 node) __ksym;
