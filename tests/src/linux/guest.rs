@@ -137,6 +137,7 @@ impl Guest {
             ))
             .args(["-serial", &format!("file:{}", path(&console(dir.path())))])
             .args(["-serial", &format!("unix:{},server=on,wait=off", path(&shell))])
+            .args(["-qmp", &format!("unix:{},server=on,wait=off", path(&monitor(dir.path())))])
             .args(["-chardev", &format!("socket,id=ecs,path={}", path(socket))])
             .arg("-device")
             .arg(format!(
@@ -193,6 +194,29 @@ impl Guest {
         Ok((status.trim().parse()?, said))
     }
 
+    /// Waits until its shell answers, after the serial line has lost what was sent: it does while
+    /// the guest sleeps.
+    ///
+    /// # Errors
+    /// If it does not.
+    pub fn hear_again(&mut self) -> anyhow::Result<()> {
+        const TRIES: u32 = 45;
+        const EACH: Duration = Duration::from_secs(2);
+        let mut last = Ok(());
+        for tried in 0..TRIES {
+            // Each time another word: answers to those before may come late.
+            let word = format!("ECS-HEARS-{tried}");
+            write!(self.line, "\necho {word}\n").context("The guest is gone")?;
+            last = self
+                .read_until(&format!("{word}\nECS-DONE 0\n"), EACH)
+                .map(|_| ());
+            if last.is_ok() {
+                break;
+            }
+        }
+        last
+    }
+
     /// Loads the driver; `parameters` are added to those it needs here.
     ///
     /// # Errors
@@ -202,6 +226,30 @@ impl Guest {
             "insmod /virtio_ecs.ko virtio_id={DEVICE_ID} {parameters}"
         ))
         .map(|_| ())
+    }
+
+    /// Stops every CPU.
+    ///
+    /// # Errors
+    /// What QEMU says.
+    pub fn pause(&self) -> anyhow::Result<()> {
+        self.monitor("stop").map(|_| ())
+    }
+
+    /// Lets the CPUs run on.
+    ///
+    /// # Errors
+    /// What QEMU says.
+    pub fn resume(&self) -> anyhow::Result<()> {
+        self.monitor("cont").map(|_| ())
+    }
+
+    /// Runs a command of QEMU's monitor; what it returned.
+    ///
+    /// # Errors
+    /// What QEMU says.
+    pub fn monitor(&self, command: &str) -> anyhow::Result<serde_json::Value> {
+        super::monitor::command(&monitor(self.dir.path()), command)
     }
 
     /// Everything the kernel said.
@@ -291,6 +339,10 @@ impl Guest {
 
 fn console(dir: &Path) -> PathBuf {
     dir.join("console")
+}
+
+fn monitor(dir: &Path) -> PathBuf {
+    dir.join("monitor")
 }
 
 fn qemu_log(dir: &Path) -> String {

@@ -10,20 +10,28 @@
 //! [`Kernel`] builds the modules from this tree, a [`Guest`] boots it under QEMU's own emulation
 //! (TCG), attached to our vhost-user socket, and runs shell commands for the test. [`Watch`] is the
 //! host's side within the test: the real device, and reads of what the guest publishes against the
-//! truth its test module writes beside it. A [`Meddler`] on the socket makes the device misbehave.
+//! truth its test module writes beside it. A [`Relay`] on the socket connects QEMU with a daemon
+//! that goes away and comes back, and makes the device misbehave. [`cases`] has what cases share.
 //!
 //! # What it does not do
 //! It proves nothing about speed: every instruction of the guest is emulated. vCPUs are QEMU's
 //! threads, not KVM's.
 
+pub mod cases;
+
 mod guest;
+mod journal;
 mod meddler;
+mod monitor;
 mod parts;
+mod relay;
 mod watch;
+mod wire;
 
 pub use guest::{Guest, Machine};
-pub use meddler::{Meddler, Meddling};
+pub use meddler::{Garbage, Meddling};
 pub use parts::{Kernel, Parts};
+pub use relay::Relay;
 pub use watch::{Tally, Truth, Watch, state};
 
 /// The parts, or the end of the test as skipped where this machine has none.
