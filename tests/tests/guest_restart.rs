@@ -136,6 +136,9 @@ fn with_daemon(parts: &Parts, rig: &Rig, case: impl Fn(&Kernel, &mut Host<'_>, &
                 0,
                 "the driver asked a device that was away"
             );
+            // Nor has the host anything to say against a driver without doorbells.
+            let said = host.daemon.as_ref().unwrap().said();
+            assert!(!said.contains("Doorbell queues"), "{said}");
         },
     );
 }
