@@ -8,14 +8,14 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use ecs_tests::linux::cases::{PATIENCE, counter, loaded, on_devices, said, with_relay};
-use ecs_tests::linux::{Guest, Kernel, Machine, Parts, Relay, Tally, Truth, Watch};
+use ecs_tests::linux::cases::{PATIENCE, counter, judge, loaded, on_devices, said, with_relay};
+use ecs_tests::linux::{Guest, Kernel, Machine, Meddling, Parts, Relay, Truth, Watch};
 use ecs_tests::process::{Signal, until};
 use ecs_tests::{Daemon, Rig, parts, rig};
 
-/// Time within which every CPU is registered again once the daemon listens: the relay connects
-/// every 0.1 s, the driver looks once a second and may find that out one second later.
-const RETURN: Duration = Duration::from_secs(5);
+/// Time within which every CPU is registered again once the daemon listens. The relay connects every
+/// 0.1 s, and the driver looks once a second: three seconds, on a machine that does nothing else.
+const RETURN: Duration = Duration::from_secs(10);
 /// Queues for two doorbells, as the rig configures them.
 const QUEUES: usize = 4;
 
@@ -146,27 +146,17 @@ fn with_daemon(parts: &Parts, rig: &Rig, case: impl Fn(&Kernel, &mut Host<'_>, &
 }
 
 /// Lets our own device take over from the daemon with what that had saved, and judges what it reads.
-fn truth_holds(host: &mut Host<'_>, guest: &mut Guest, kernel: &Kernel) {
+fn truth_holds(host: &mut Host<'_>, guest: &mut Guest) {
     let truth = Truth::find(guest).unwrap();
     host.kill();
     let watch = Watch::taking_over(host.rig.dir()).unwrap();
     host.relay.turn_to(watch.socket());
     watch.wait_for(&[0, 1, 2, 3], RETURN).unwrap();
-    judge(&watch, guest, &truth, kernel);
+    judge(&watch, guest, &truth);
     drop(watch);
     host.relay.turn_to(&host.rig.socket(Watch::VM));
     host.start();
     all_alive(guest, RETURN);
-}
-
-/// What the host reads of every CPU is true.
-fn judge(watch: &Watch, guest: &mut Guest, truth: &Truth, kernel: &Kernel) {
-    for work in ["spin cpu=0,1", "spin cpu=2,3", "irq cpu=2"] {
-        let work = format!("{work} ms=1500 hold_us=30 gap_us=30");
-        let enough = |tally: &Tally| tally.np > 5_000;
-        let tally = watch.judge(guest, truth, &work, enough).unwrap();
-        assert_eq!(tally.np_missed, 0, "Linux {}: {tally:?}", kernel.version());
-    }
 }
 
 #[test]
@@ -196,7 +186,7 @@ fn a_daemon_killed_under_load_goes_on_where_it_was() {
         );
         // The daemon had saved it all: the guest was not asked.
         assert_eq!(counter(guest, "registered"), registered);
-        truth_holds(host, guest, kernel);
+        truth_holds(host, guest);
         assert_eq!(counter(guest, "registered"), registered);
     });
 }
@@ -227,7 +217,7 @@ fn a_daemon_that_stays_away_or_forgets_costs_nothing_but_the_hints() {
         }
         rest(guest);
         println!("Linux {}: alive after {times:?}", kernel.version());
-        truth_holds(host, guest, kernel);
+        truth_holds(host, guest);
     });
 }
 
@@ -236,18 +226,27 @@ fn the_driver_goes_while_its_daemon_is_away() {
     let name = "the_driver_goes_while_its_daemon_is_away";
     let (parts, rig) = (parts!(name), rig!(name));
     with_daemon(&parts, &rig, |kernel, host, guest| {
+        let unload = |guest: &mut Guest| {
+            let start = Instant::now();
+            guest.sh("rmmod virtio_ecs").unwrap();
+            start.elapsed()
+        };
         work(guest, "mutex cpu=0,1,2,3");
+        let usual = unload(guest);
+        guest.load_driver("ctrl_timeout_ms=200").unwrap();
+        all_alive(guest, RETURN);
         host.kill();
-        let start = Instant::now();
-        guest.sh("rmmod virtio_ecs").unwrap();
-        let took = start.elapsed();
+        let away = unload(guest);
         rest(guest);
-        println!("Linux {}: unloaded in {took:?}", kernel.version());
-        assert!(took < PATIENCE, "{took:?}");
+        println!(
+            "Linux {}: unloaded in {usual:?}, and in {away:?} without a daemon",
+            kernel.version()
+        );
+        assert!(away < PATIENCE, "{away:?}");
         host.start();
         guest.load_driver("").unwrap();
         all_alive(guest, RETURN);
-        truth_holds(host, guest, kernel);
+        truth_holds(host, guest);
     });
 }
 
@@ -270,14 +269,14 @@ fn a_daemon_that_hangs_is_only_silent() {
         all_alive(guest, RETURN);
         rest(guest);
         assert_eq!(counter(guest, "registered"), registered);
-        truth_holds(host, guest, kernel);
+        truth_holds(host, guest);
     });
 }
 
 #[test]
 fn what_the_host_reads_is_true_after_each_restart() {
     let parts = parts!("what_the_host_reads_is_true_after_each_restart");
-    with_relay(&parts, |kernel, watch, relay, guest| {
+    with_relay(&parts, &Meddling::default(), |_, watch, relay, guest| {
         let truth = loaded(watch, guest, "ctrl_timeout_ms=200");
         let before = said(guest).len();
         for _ in 0..3 {
@@ -285,7 +284,7 @@ fn what_the_host_reads_is_true_after_each_restart() {
             guest.sh("sleep 1").unwrap();
             watch.start().unwrap();
             watch.wait_for(&[0, 1, 2, 3], RETURN).unwrap();
-            judge(watch, guest, &truth, kernel);
+            judge(watch, guest, &truth);
         }
         assert!(said(guest).len() <= before + 1, "{:?}", said(guest));
         assert_eq!(relay.held(), 0);
@@ -295,7 +294,7 @@ fn what_the_host_reads_is_true_after_each_restart() {
 #[test]
 fn a_guest_that_is_moved_registers_with_its_new_host() {
     let parts = parts!("a_guest_that_is_moved_registers_with_its_new_host");
-    with_relay(&parts, |kernel, watch, relay, guest| {
+    with_relay(&parts, &Meddling::default(), |_, watch, relay, guest| {
         let truth = loaded(watch, guest, "");
         let generation = watch.generation();
         for _ in 0..3 {
@@ -306,11 +305,11 @@ fn a_guest_that_is_moved_registers_with_its_new_host() {
             guest.resume().unwrap();
             other.wait_for(&[0, 1, 2, 3], RETURN).unwrap();
             assert_ne!(other.generation(), generation);
-            judge(&other, guest, &truth, kernel);
+            judge(&other, guest, &truth);
             // And home again, where it is a stranger by now.
             relay.turn_to(watch.socket());
             watch.wait_for(&[0, 1, 2, 3], RETURN).unwrap();
-            judge(watch, guest, &truth, kernel);
+            judge(watch, guest, &truth);
         }
         assert_eq!(relay.held(), 0);
     });

@@ -4,7 +4,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::time::Duration;
 
-use super::{Guest, Kernel, Machine, Parts, Relay, Truth, Watch};
+use super::{Guest, Kernel, Machine, Meddling, Parts, Relay, Tally, Truth, Watch};
 
 /// Kernels that cases run on.
 pub const KERNELS: [&str; 2] = ["7.3", "6.12"];
@@ -72,14 +72,18 @@ pub fn on_every_kernel(parts: &Parts, case: impl Fn(&Kernel, &mut Watch, &mut Gu
     on_machines(parts, &Machine::default(), case);
 }
 
-/// The same with a relay between QEMU and our device, so that it may come and go.
+/// The same with a relay between QEMU and our device, so that it may come and go, or misbehave.
 ///
 /// # Panics
 /// As the case does.
-pub fn with_relay(parts: &Parts, case: impl Fn(&Kernel, &mut Watch, &Relay, &mut Guest)) {
+pub fn with_relay(
+    parts: &Parts,
+    meddling: &Meddling,
+    case: impl Fn(&Kernel, &mut Watch, &Relay, &mut Guest),
+) {
     let device = || {
         let watch = Watch::new().unwrap();
-        let relay = Relay::new(watch.socket()).unwrap();
+        let relay = Relay::meddling(watch.socket(), meddling.clone()).unwrap();
         (watch, relay)
     };
     let socket = |(_, relay): &(Watch, Relay)| relay.socket().to_owned();
@@ -104,6 +108,24 @@ pub fn loaded(watch: &Watch, guest: &mut Guest, parameters: &str) -> Truth {
     guest.load_driver(parameters).unwrap();
     watch.wait_for(&[0, 1, 2, 3], PATIENCE).unwrap();
     Truth::load(guest).unwrap()
+}
+
+/// What the host reads of every CPU of four is true.
+///
+/// # Panics
+/// If it is not.
+pub fn judge(watch: &Watch, guest: &mut Guest, truth: &Truth) {
+    // An interrupt is short, and rare where the machine is busy.
+    for (work, wanted) in [
+        ("spin cpu=0,1", 5_000),
+        ("spin cpu=2,3", 5_000),
+        ("irq cpu=3", 100),
+    ] {
+        let work = format!("{work} ms=1500 hold_us=30 gap_us=30");
+        let enough = |tally: &Tally| tally.np > wanted;
+        let tally = watch.judge(guest, truth, &work, enough).unwrap();
+        assert_eq!(tally.np_missed, 0, "{work}: {tally:?}");
+    }
 }
 
 /// Lines of the kernel's log that name the driver, after it was loaded.

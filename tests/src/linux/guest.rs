@@ -4,11 +4,12 @@ use std::fs::{self, File};
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 
+use super::initramfs::pack;
 use super::{Kernel, Parts};
 use crate::process::{Process, until};
 
@@ -20,23 +21,6 @@ const TRIES: u32 = 3;
 const PATIENCE: Duration = Duration::from_secs(90);
 /// Virtio device id: QEMU's test device takes only ids that it knows the name of.
 const DEVICE_ID: u32 = 45;
-
-/// Runs whatever comes on the second serial line, and ends each answer with its exit status.
-const INIT: &str = r#"#!/bin/sh
-/bin/busybox --install -s /bin
-mount -t proc proc /proc
-mount -t sysfs sysfs /sys
-mount -t debugfs debugfs /sys/kernel/debug
-mount -t devtmpfs devtmpfs /dev
-stty -F /dev/ttyS1 raw -echo
-exec </dev/ttyS1 >/dev/ttyS1 2>&1
-echo ECS-READY
-while read -r command; do
-	( eval "$command" )
-	echo "ECS-DONE $?"
-done
-poweroff -f
-"#;
 
 /// A machine to boot.
 #[derive(Debug, Clone)]
@@ -52,6 +36,12 @@ pub struct Machine {
     pub count_instructions: bool,
     /// Programs to have in `/bin`.
     pub programs: Vec<PathBuf>,
+    /// Other files of this host, and where they are in the guest.
+    pub files: Vec<(PathBuf, PathBuf)>,
+    /// Memory, MiB.
+    pub memory_mib: u32,
+    /// CPU model, in QEMU's words.
+    pub model: String,
 }
 
 impl Default for Machine {
@@ -62,6 +52,11 @@ impl Default for Machine {
             append: String::new(),
             count_instructions: false,
             programs: Vec::new(),
+            files: Vec::new(),
+            memory_mib: 256,
+            // With the hypervisor bit Linux uses a spinlock without contention tracepoints, unless
+            // KVM's paravirtual one is there.
+            model: "max,-hypervisor".to_owned(),
         }
     }
 }
@@ -88,6 +83,23 @@ impl Guest {
         machine: &Machine,
         socket: &Path,
     ) -> anyhow::Result<Self> {
+        Self::boot_with(parts, kernel, machine, Some(socket))
+    }
+
+    /// The same without our device.
+    ///
+    /// # Errors
+    /// With the console, if it does not come up.
+    pub fn boot_alone(parts: &Parts, kernel: &Kernel, machine: &Machine) -> anyhow::Result<Self> {
+        Self::boot_with(parts, kernel, machine, None)
+    }
+
+    fn boot_with(
+        parts: &Parts,
+        kernel: &Kernel,
+        machine: &Machine,
+        socket: Option<&Path>,
+    ) -> anyhow::Result<Self> {
         let mut tries = 1;
         loop {
             match Self::try_boot(parts, kernel, machine, socket) {
@@ -107,46 +119,81 @@ impl Guest {
         parts: &Parts,
         kernel: &Kernel,
         machine: &Machine,
-        socket: &Path,
+        socket: Option<&Path>,
     ) -> anyhow::Result<Self> {
         let modules = kernel.modules()?;
         let dir = tempfile::Builder::new().prefix("ecs-guest-").tempdir()?;
         let initramfs = dir.path().join("initramfs");
-        pack(parts, &modules, &machine.programs, dir.path(), &initramfs)?;
+        let mut files = machine.files.clone();
+        for (file, folder) in (modules.iter().map(|file| (file, "/")))
+            .chain(machine.programs.iter().map(|file| (file, "/bin")))
+        {
+            let name = file.file_name().context("A program without a name")?;
+            files.push((file.clone(), Path::new(folder).join(name)));
+        }
+        pack(parts, &files, &initramfs)?;
         let shell = dir.path().join("shell");
         let path = |path: &Path| path.display().to_string();
         let mut command = parts.qemu();
         command
-            .args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"])
+            .args([
+                "-nodefaults",
+                "-no-user-config",
+                "-display",
+                "none",
+                "-no-reboot",
+            ])
             .args(if machine.count_instructions {
                 ["-accel", "tcg,thread=single", "-icount", "shift=0"].as_slice()
             } else {
                 ["-accel", "tcg,thread=multi,tb-size=256"].as_slice()
             })
-            // With the hypervisor bit Linux uses a spinlock without contention tracepoints, unless
-            // KVM's paravirtual one is there.
-            .args(["-cpu", "max,-hypervisor", "-m", "256M"])
+            .args([
+                "-cpu",
+                &machine.model,
+                "-m",
+                &format!("{}M", machine.memory_mib),
+            ])
             .args(["-smp", &machine.cpus.to_string()])
             .args(["-machine", "q35,memory-backend=ram"])
-            .args(["-object", "memory-backend-memfd,id=ram,size=256M,share=on"])
-            .args(["-kernel", &path(&kernel.image()), "-initrd", &path(&initramfs)])
+            .arg("-object")
+            .arg(format!(
+                "memory-backend-memfd,id=ram,size={}M,share=on",
+                machine.memory_mib
+            ))
+            .args([
+                "-kernel",
+                &path(&kernel.image()),
+                "-initrd",
+                &path(&initramfs),
+            ])
             .arg("-append")
             .arg(format!(
                 "console=ttyS0 loglevel=7 panic=-1 oops=panic {}",
                 machine.append
             ))
             .args(["-serial", &format!("file:{}", path(&console(dir.path())))])
-            .args(["-serial", &format!("unix:{},server=on,wait=off", path(&shell))])
-            .args(["-qmp", &format!("unix:{},server=on,wait=off", path(&monitor(dir.path())))])
-            .args(["-chardev", &format!("socket,id=ecs,path={}", path(socket))])
-            .arg("-device")
-            .arg(format!(
-                "vhost-user-test-device-pci,chardev=ecs,virtio-id={DEVICE_ID},num_vqs={},config_size=64",
-                machine.queues
-            ))
+            .args([
+                "-serial",
+                &format!("unix:{},server=on,wait=off", path(&shell)),
+            ])
+            .args([
+                "-qmp",
+                &format!("unix:{},server=on,wait=off", path(&monitor(dir.path()))),
+            ])
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(File::create(dir.path().join("qemu.log"))?);
+        if let Some(socket) = socket {
+            command
+                .args(["-chardev", &format!("socket,id=ecs,path={}", path(socket))])
+                .arg("-device")
+                .arg(format!(
+                    "vhost-user-test-device-pci,chardev=ecs,virtio-id={DEVICE_ID},num_vqs={},\
+                     config_size=64",
+                    machine.queues
+                ));
+        }
         let mut qemu = Process::spawn("QEMU", &mut command)?;
         let line = until("QEMU's serial line", BOOT, || {
             if let Ok(Some(_)) = qemu.ended() {
@@ -347,43 +394,4 @@ fn monitor(dir: &Path) -> PathBuf {
 
 fn qemu_log(dir: &Path) -> String {
     fs::read_to_string(dir.join("qemu.log")).unwrap_or_default()
-}
-
-/// Writes an initramfs: busybox, the modules, the programs and our init.
-fn pack(
-    parts: &Parts,
-    modules: &[PathBuf],
-    programs: &[PathBuf],
-    dir: &Path,
-    initramfs: &Path,
-) -> anyhow::Result<()> {
-    let root = dir.join("root");
-    for folder in ["bin", "proc", "sys", "dev", "tmp"] {
-        fs::create_dir_all(root.join(folder))?;
-    }
-    fs::copy(parts.busybox(), root.join("bin/busybox"))?;
-    std::os::unix::fs::symlink("busybox", root.join("bin/sh"))?;
-    let copies = modules.iter().map(|module| (module, root.clone()));
-    for (file, folder) in copies.chain(programs.iter().map(|file| (file, root.join("bin")))) {
-        let name = file.file_name().context("A program without a name")?;
-        fs::copy(file, folder.join(name))
-            .with_context(|| format!("Cannot copy {}", file.display()))?;
-    }
-    let init = root.join("init");
-    fs::write(&init, INIT)?;
-    fs::set_permissions(&init, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
-    let script = "cd \"$1\" && find . | \"$0\" cpio -o -H newc >\"$2\"";
-    let output = Command::new("sh")
-        .args(["-c", script])
-        .arg(parts.busybox())
-        .arg(&root)
-        .arg(initramfs)
-        .output()?;
-    if !output.status.success() {
-        bail!(
-            "Cannot pack the initramfs: {}",
-            String::from_utf8_lossy(&output.stderr)
-        );
-    }
-    Ok(())
 }

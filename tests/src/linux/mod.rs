@@ -20,6 +20,7 @@
 pub mod cases;
 
 mod guest;
+mod initramfs;
 mod journal;
 mod meddler;
 mod monitor;
@@ -29,6 +30,7 @@ mod watch;
 mod wire;
 
 pub use guest::{Guest, Machine};
+pub use initramfs::pack;
 pub use meddler::{Garbage, Meddling};
 pub use parts::{Kernel, Parts};
 pub use relay::Relay;

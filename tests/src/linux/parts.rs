@@ -101,6 +101,24 @@ impl Kernel {
         self.dir.join("vmlinuz")
     }
 
+    /// A module of the kernel itself, compressed with xz.
+    ///
+    /// # Errors
+    /// If it has none of that name.
+    pub fn stock_module(&self, name: &str) -> anyhow::Result<PathBuf> {
+        let folder = self.dir.join("kernel");
+        let output = Command::new("find")
+            .arg(&folder)
+            .args(["-name", &format!("{name}.ko.xz"), "-print", "-quit"])
+            .output()
+            .context("Cannot run find")?;
+        let found = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+        if found.is_empty() {
+            bail!("No module {name} in {}", folder.display());
+        }
+        Ok(found.into())
+    }
+
     /// Builds `virtio_ecs.ko` and `ecs_test.ko` from this tree, without a warning, and returns
     /// where they are. What is up to date is not built again.
     ///

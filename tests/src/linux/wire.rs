@@ -13,32 +13,32 @@ use rustix::net::{
 
 /// Requests of the front-end.
 pub(super) mod request {
-    pub(in super::super) const GET_FEATURES: u32 = 1;
-    pub(in super::super) const SET_FEATURES: u32 = 2;
-    pub(in super::super) const SET_OWNER: u32 = 3;
-    pub(in super::super) const SET_MEM_TABLE: u32 = 5;
-    pub(in super::super) const SET_LOG_BASE: u32 = 6;
-    pub(in super::super) const SET_LOG_FD: u32 = 7;
-    pub(in super::super) const SET_VRING_NUM: u32 = 8;
-    pub(in super::super) const SET_VRING_ADDR: u32 = 9;
-    pub(in super::super) const SET_VRING_BASE: u32 = 10;
-    pub(in super::super) const GET_VRING_BASE: u32 = 11;
-    pub(in super::super) const SET_VRING_KICK: u32 = 12;
-    pub(in super::super) const SET_VRING_CALL: u32 = 13;
-    pub(in super::super) const SET_VRING_ERR: u32 = 14;
-    pub(in super::super) const GET_PROTOCOL_FEATURES: u32 = 15;
-    pub(in super::super) const SET_PROTOCOL_FEATURES: u32 = 16;
-    pub(in super::super) const GET_QUEUE_NUM: u32 = 17;
-    pub(in super::super) const SET_VRING_ENABLE: u32 = 18;
-    pub(in super::super) const SET_BACKEND_REQ_FD: u32 = 21;
-    pub(in super::super) const GET_CONFIG: u32 = 24;
-    pub(in super::super) const GET_INFLIGHT_FD: u32 = 31;
-    pub(in super::super) const SET_INFLIGHT_FD: u32 = 32;
-    pub(in super::super) const GET_MAX_MEM_SLOTS: u32 = 36;
-    pub(in super::super) const ADD_MEM_REG: u32 = 37;
-    pub(in super::super) const REM_MEM_REG: u32 = 38;
-    pub(in super::super) const SET_STATUS: u32 = 39;
-    pub(in super::super) const GET_STATUS: u32 = 40;
+    pub(in crate::linux) const GET_FEATURES: u32 = 1;
+    pub(in crate::linux) const SET_FEATURES: u32 = 2;
+    pub(in crate::linux) const SET_OWNER: u32 = 3;
+    pub(in crate::linux) const SET_MEM_TABLE: u32 = 5;
+    pub(in crate::linux) const SET_LOG_BASE: u32 = 6;
+    pub(in crate::linux) const SET_LOG_FD: u32 = 7;
+    pub(in crate::linux) const SET_VRING_NUM: u32 = 8;
+    pub(in crate::linux) const SET_VRING_ADDR: u32 = 9;
+    pub(in crate::linux) const SET_VRING_BASE: u32 = 10;
+    pub(in crate::linux) const GET_VRING_BASE: u32 = 11;
+    pub(in crate::linux) const SET_VRING_KICK: u32 = 12;
+    pub(in crate::linux) const SET_VRING_CALL: u32 = 13;
+    pub(in crate::linux) const SET_VRING_ERR: u32 = 14;
+    pub(in crate::linux) const GET_PROTOCOL_FEATURES: u32 = 15;
+    pub(in crate::linux) const SET_PROTOCOL_FEATURES: u32 = 16;
+    pub(in crate::linux) const GET_QUEUE_NUM: u32 = 17;
+    pub(in crate::linux) const SET_VRING_ENABLE: u32 = 18;
+    pub(in crate::linux) const SET_BACKEND_REQ_FD: u32 = 21;
+    pub(in crate::linux) const GET_CONFIG: u32 = 24;
+    pub(in crate::linux) const GET_INFLIGHT_FD: u32 = 31;
+    pub(in crate::linux) const SET_INFLIGHT_FD: u32 = 32;
+    pub(in crate::linux) const GET_MAX_MEM_SLOTS: u32 = 36;
+    pub(in crate::linux) const ADD_MEM_REG: u32 = 37;
+    pub(in crate::linux) const REM_MEM_REG: u32 = 38;
+    pub(in crate::linux) const SET_STATUS: u32 = 39;
+    pub(in crate::linux) const GET_STATUS: u32 = 40;
 }
 
 /// Bytes of a message's head: request, flags, length.
