@@ -142,7 +142,7 @@ static void closed_under_use(void)
 	for (i = 0; i < THREADS; i++)
 		MUST(!pthread_create(&threads[i], NULL, storm, NULL));
 	end = time(NULL) + STORM_SECONDS;
-	while (time(NULL) <= end) {
+	while (time(NULL) <= end || closed < 50) {
 		int old = shared;
 
 		shared = device();
@@ -154,7 +154,7 @@ static void closed_under_use(void)
 	for (i = 0; i < THREADS; i++)
 		pthread_join(threads[i], NULL);
 	close(shared);
-	MUST(entered > 1000 && closed > 20);
+	MUST(entered > 1000);
 	printf("%d threads: %lu sections, %lu refused, %lu files closed under them\n",
 	       THREADS, entered, refused, closed);
 }
