@@ -52,6 +52,10 @@ pub struct Machine {
     pub count_instructions: bool,
     /// Programs to have in `/bin`.
     pub programs: Vec<PathBuf>,
+    /// Memory, in MiB.
+    pub memory: usize,
+    /// How many times the usual time a boot and a command have.
+    pub patience: u32,
 }
 
 impl Default for Machine {
@@ -62,6 +66,8 @@ impl Default for Machine {
             append: String::new(),
             count_instructions: false,
             programs: Vec::new(),
+            memory: 256,
+            patience: 1,
         }
     }
 }
@@ -74,6 +80,8 @@ pub struct Guest {
     line: UnixStream,
     /// What has arrived and was not asked for yet.
     rest: Vec<u8>,
+    /// See [`Machine`].
+    patience: u32,
 }
 
 impl Guest {
@@ -125,10 +133,11 @@ impl Guest {
             })
             // With the hypervisor bit Linux uses a spinlock without contention tracepoints, unless
             // KVM's paravirtual one is there.
-            .args(["-cpu", "max,-hypervisor", "-m", "256M"])
+            .args(["-cpu", "max,-hypervisor", "-m", &format!("{}M", machine.memory)])
             .args(["-smp", &machine.cpus.to_string()])
             .args(["-machine", "q35,memory-backend=ram"])
-            .args(["-object", "memory-backend-memfd,id=ram,size=256M,share=on"])
+            .arg("-object")
+            .arg(format!("memory-backend-memfd,id=ram,size={}M,share=on", machine.memory))
             .args(["-kernel", &path(&kernel.image()), "-initrd", &path(&initramfs)])
             .arg("-append")
             .arg(format!(
@@ -161,6 +170,7 @@ impl Guest {
             dir,
             line,
             rest: Vec::new(),
+            patience: machine.patience,
         };
         guest.read_until("ECS-READY\n", BOOT)?;
         Ok(guest)
@@ -198,10 +208,13 @@ impl Guest {
     /// # Errors
     /// If it does not load.
     pub fn load_driver(&mut self, parameters: &str) -> anyhow::Result<()> {
-        self.sh(&format!(
-            "insmod /virtio_ecs.ko virtio_id={DEVICE_ID} {parameters}"
-        ))
-        .map(|_| ())
+        self.sh(&Self::insmod(parameters)).map(|_| ())
+    }
+
+    /// The shell command that does it.
+    #[must_use]
+    pub fn insmod(parameters: &str) -> String {
+        format!("insmod /virtio_ecs.ko virtio_id={DEVICE_ID} {parameters}")
     }
 
     /// Everything the kernel said.
@@ -214,8 +227,11 @@ impl Guest {
     /// Complaints of the kernel: warnings, bugs, oopses, hung tasks.
     #[must_use]
     pub fn complaints(&self) -> Vec<String> {
-        const SIGNS: [&str; 9] = [
+        const SIGNS: [&str; 12] = [
             "WARNING:",
+            "INFO: trying to register",
+            "locking correctness validator",
+            "suspected memory leaks",
             "BUG:",
             "Oops",
             "Call Trace",
@@ -242,6 +258,7 @@ impl Guest {
 
     /// What arrives before `end`.
     fn read_until(&mut self, end: &str, limit: Duration) -> anyhow::Result<String> {
+        let limit = limit * self.patience;
         let deadline = Instant::now() + limit;
         loop {
             let text = String::from_utf8_lossy(&self.rest).into_owned();
