@@ -300,6 +300,7 @@ fn a_thousand_loads_leave_nothing_behind() {
         cpus: 1,
         count_instructions: true,
         append: "rcupdate.rcu_expedited=1".to_owned(),
+        patience: 5,
         ..Machine::default()
     };
     on_machines(&parts, &machine, |_, watch, guest| {
