@@ -9,6 +9,7 @@
  */
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
 
+#include <linux/kmemleak.h>
 #include <linux/module.h>
 #include <linux/slab.h>
 #include <linux/string.h>
@@ -153,6 +154,7 @@ static void ecs_device_down(struct ecs_device *ecs)
 	ecs->vdev->config->del_vqs(ecs->vdev);
 	if (ecs->ctrl_busy) {
 		/* The device may still write the reply: leave it the buffer. */
+		kmemleak_not_leak(ecs->ctrl_buf);
 		ecs->ctrl_buf = NULL;
 		ecs->ctrl_busy = false;
 	}
@@ -238,6 +240,8 @@ down:
 	/* An event may have started it. */
 	cancel_delayed_work_sync(&ecs->watch);
 free:
+	/* The device may have asked for a look already. */
+	cancel_delayed_work_sync(&ecs->watch);
 	ecs_device_free(ecs);
 unlock:
 	mutex_unlock(&ecs_dev_lock);

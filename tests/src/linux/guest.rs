@@ -105,10 +105,13 @@ impl Guest {
     /// # Errors
     /// If it does not load.
     pub fn load_driver(&mut self, parameters: &str) -> anyhow::Result<()> {
-        self.sh(&format!(
-            "insmod /virtio_ecs.ko virtio_id={DEVICE_ID} {parameters}"
-        ))
-        .map(|_| ())
+        self.sh(&Self::insmod(parameters)).map(|_| ())
+    }
+
+    /// The shell command that does it.
+    #[must_use]
+    pub fn insmod(parameters: &str) -> String {
+        format!("insmod /virtio_ecs.ko virtio_id={DEVICE_ID} {parameters}")
     }
 }
 

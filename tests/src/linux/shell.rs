@@ -260,8 +260,11 @@ impl Shell {
     /// Complaints of the kernel: warnings, bugs, oopses, hung tasks.
     #[must_use]
     pub fn complaints(&self) -> Vec<String> {
-        const SIGNS: [&str; 9] = [
+        const SIGNS: [&str; 12] = [
             "WARNING:",
+            "INFO: trying to register",
+            "locking correctness validator",
+            "suspected memory leaks",
             "BUG:",
             "Oops",
             "Call Trace",
