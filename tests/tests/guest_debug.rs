@@ -117,6 +117,7 @@ fn every_kunit_case_passes() {
 fn no_workload_makes_it_complain() {
     const NAME: &str = "no_workload_makes_it_complain";
     let parts = parts!(NAME);
+    slow!(NAME);
     let kernel = debug_kernel!(NAME, parts);
     let works = named("work.c", "{ \"", "\"");
     assert!(works.len() > 20, "{works:?}");

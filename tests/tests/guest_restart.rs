@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use ecs_tests::linux::cases::{PATIENCE, counter, judge, loaded, on_devices, said, with_relay};
 use ecs_tests::linux::{Guest, Kernel, Machine, Meddling, Parts, Relay, Truth, Watch};
 use ecs_tests::process::{Signal, until};
-use ecs_tests::{Daemon, Rig, parts, rig};
+use ecs_tests::{Daemon, Rig, parts, rig, slow};
 
 /// Time within which every CPU is registered again once the daemon listens. The relay connects every
 /// 0.1 s, and the driver looks once a second: three seconds, on a machine that does nothing else.
@@ -191,6 +191,7 @@ fn a_daemon_killed_under_load_goes_on_where_it_was() {
 fn a_daemon_that_stays_away_or_forgets_costs_nothing_but_the_hints() {
     let name = "a_daemon_that_stays_away_or_forgets_costs_nothing_but_the_hints";
     let (parts, rig) = (parts!(name), rig!(name));
+    slow!(name);
     with_daemon(&parts, &rig, |kernel, host, guest| {
         work(guest, "spin cpu=0,1,2,3");
         host.kill();
@@ -221,6 +222,7 @@ fn a_daemon_that_stays_away_or_forgets_costs_nothing_but_the_hints() {
 fn the_driver_goes_while_its_daemon_is_away() {
     let name = "the_driver_goes_while_its_daemon_is_away";
     let (parts, rig) = (parts!(name), rig!(name));
+    slow!(name);
     with_daemon(&parts, &rig, |kernel, host, guest| {
         let unload = |guest: &mut Guest| {
             let start = Instant::now();
@@ -250,6 +252,7 @@ fn the_driver_goes_while_its_daemon_is_away() {
 fn a_daemon_that_hangs_is_only_silent() {
     let name = "a_daemon_that_hangs_is_only_silent";
     let (parts, rig) = (parts!(name), rig!(name));
+    slow!(name);
     with_daemon(&parts, &rig, |kernel, host, guest| {
         let registered = counter(guest, "registered");
         // Its watchdog would end it, and it would come back no more.
@@ -272,6 +275,7 @@ fn a_daemon_that_hangs_is_only_silent() {
 #[test]
 fn what_the_host_reads_is_true_after_each_restart() {
     let parts = parts!("what_the_host_reads_is_true_after_each_restart");
+    slow!("what_the_host_reads_is_true_after_each_restart");
     with_relay(&parts, &Meddling::default(), |_, watch, relay, guest| {
         let truth = loaded(watch, guest, "ctrl_timeout_ms=200");
         let before = said(guest).len();
@@ -290,6 +294,7 @@ fn what_the_host_reads_is_true_after_each_restart() {
 #[test]
 fn a_guest_that_is_moved_registers_with_its_new_host() {
     let parts = parts!("a_guest_that_is_moved_registers_with_its_new_host");
+    slow!("a_guest_that_is_moved_registers_with_its_new_host");
     with_relay(&parts, &Meddling::default(), |_, watch, relay, guest| {
         let truth = loaded(watch, guest, "");
         let generation = watch.generation();

@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use ecs_tests::linux::cases::{PATIENCE, counter, judge, loaded, on_machines, said, with_relay};
 use ecs_tests::linux::{Guest, Machine, Meddling, Truth, Watch};
-use ecs_tests::parts;
 use ecs_tests::process::until;
+use ecs_tests::{parts, slow};
 
 /// Time from waking up to the last registration.
 const RETURN: Duration = Duration::from_secs(10);
@@ -112,12 +112,14 @@ fn a_guest_suspended_to_memory_comes_back_whole() {
 
 #[test]
 fn a_frozen_guest_comes_back_whole() {
+    slow!("a_frozen_guest_comes_back_whole");
     sleeps("a_frozen_guest_comes_back_whole", "freeze");
 }
 
 #[test]
 fn a_guest_sleeps_and_wakes_up_while_its_daemon_is_away() {
     let parts = parts!("a_guest_sleeps_and_wakes_up_while_its_daemon_is_away");
+    slow!("a_guest_sleeps_and_wakes_up_while_its_daemon_is_away");
     with_relay(&parts, &Meddling::default(), |_, watch, relay, guest| {
         let truth = loaded(watch, guest, "ctrl_timeout_ms=200");
         let before = said(guest).len();
