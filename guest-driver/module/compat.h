@@ -90,4 +90,16 @@ static inline int ecs_find_vqs(struct virtio_device *vdev, unsigned int nvqs,
 #endif
 #endif
 
+/* What mutex_lock_killable() and mutex_trylock() are with lockdep: other functions since 6.16. */
+#ifndef CONFIG_DEBUG_LOCK_ALLOC
+#define ECS_MUTEX_LOCK_KILLABLE	"mutex_lock_killable"
+#define ECS_MUTEX_TRYLOCK	"mutex_trylock"
+#elif LINUX_VERSION_CODE >= KERNEL_VERSION(6, 16, 0)
+#define ECS_MUTEX_LOCK_KILLABLE	"_mutex_lock_killable"
+#define ECS_MUTEX_TRYLOCK	"_mutex_trylock_nest_lock"
+#else
+#define ECS_MUTEX_LOCK_KILLABLE	"mutex_lock_killable_nested"
+#define ECS_MUTEX_TRYLOCK	"mutex_trylock"
+#endif
+
 #endif /* _VIRTIO_ECS_COMPAT_H */

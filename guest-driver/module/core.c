@@ -9,6 +9,7 @@
  */
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
 
+#include <linux/kmemleak.h>
 #include <linux/module.h>
 #include <linux/slab.h>
 #include <linux/string.h>
@@ -112,25 +113,25 @@ static void ecs_watch(struct work_struct *work)
 	queue_delayed_work(ecs_wq, &ecs->watch, msecs_to_jiffies(ECS_WATCH_MS));
 }
 
+/*
+ * The device never changes config space by itself. A VMM that has lost the
+ * daemon may say so in this way, and not survive a look: ask by the queue.
+ */
 static void ecs_config_changed(struct virtio_device *vdev)
 {
 	struct ecs_device *ecs = vdev->priv;
 
-	WRITE_ONCE(ecs->restart, true);
 	mod_delayed_work(ecs_wq, &ecs->watch, 0);
 }
 
-/* Negotiates, sets up the queues and lets the device run. */
-static int ecs_device_up(struct ecs_device *ecs)
+/* Sets up the queues and lets the device run. */
+static int ecs_queues_up(struct ecs_device *ecs)
 {
 	static const char *const names[] = { "control", "event" };
 	vq_callback_t *callbacks[] = { ecs_ctrl_done, ecs_event_done };
 	struct virtqueue *vqs[2];
 	int err;
 
-	err = ecs_negotiate(ecs);
-	if (err)
-		return err;
 	err = ecs_find_vqs(ecs->vdev, 2, vqs, callbacks, names);
 	if (err)
 		return err;
@@ -153,6 +154,7 @@ static void ecs_device_down(struct ecs_device *ecs)
 	ecs->vdev->config->del_vqs(ecs->vdev);
 	if (ecs->ctrl_busy) {
 		/* The device may still write the reply: leave it the buffer. */
+		kmemleak_not_leak(ecs->ctrl_buf);
 		ecs->ctrl_buf = NULL;
 		ecs->ctrl_busy = false;
 	}
@@ -213,7 +215,9 @@ static int ecs_probe(struct virtio_device *vdev)
 		err = -ENOMEM;
 		goto unlock;
 	}
-	err = ecs_device_up(ecs);
+	err = ecs_negotiate(ecs);
+	if (!err)
+		err = ecs_queues_up(ecs);
 	if (err)
 		goto free;
 	ecs_dev = ecs;
@@ -233,7 +237,11 @@ stop:
 down:
 	ecs_dev = NULL;
 	ecs_device_down(ecs);
+	/* An event may have started it. */
+	cancel_delayed_work_sync(&ecs->watch);
 free:
+	/* The device may have asked for a look already. */
+	cancel_delayed_work_sync(&ecs->watch);
 	ecs_device_free(ecs);
 unlock:
 	mutex_unlock(&ecs_dev_lock);
@@ -275,7 +283,11 @@ static int ecs_restore(struct virtio_device *vdev)
 		ecs->ctrl_buf = kzalloc(sizeof(*ecs->ctrl_buf), GFP_KERNEL);
 	if (!ecs->ctrl_buf)
 		return -ENOMEM;
-	err = ecs_device_up(ecs);
+	/*
+	 * What was negotiated still holds, and who has forgotten it says so when
+	 * asked to register. Config space may hang if the daemon is away.
+	 */
+	err = ecs_queues_up(ecs);
 	if (err)
 		return err;
 	ecs_slots_register(ecs);

@@ -34,10 +34,15 @@ static int ecs_ctrl_reclaim(struct ecs_device *ecs)
 {
 	unsigned int len;
 
-	if (!virtqueue_get_buf(ecs->ctrl_vq, &len))
-		return virtqueue_is_broken(ecs->ctrl_vq) ? -EIO : -EBUSY;
+	if (!virtqueue_get_buf(ecs->ctrl_vq, &len)) {
+		if (!virtqueue_is_broken(ecs->ctrl_vq))
+			return -EBUSY;
+		pr_warn_once("the device has broken its control queue\n");
+		return -EPROTO;
+	}
 	ecs->ctrl_busy = false;
-	return len;
+	/* What a device says it wrote may be any number, an error too. */
+	return min_t(unsigned int, len, INT_MAX);
 }
 
 static int ecs_ctrl_check(struct ecs_device *ecs, u16 op, unsigned int cpu, int len,

@@ -126,7 +126,6 @@ struct ecs_device {
 	int hotplug_state;
 	u32 beat;			/* sum of the heartbeats when last looked at */
 
-	spinlock_t event_lock;
 	struct virtio_ecs_event *events;
 	struct work_struct event_work;
 	struct delayed_work watch;

@@ -22,7 +22,10 @@ enum ecs_role {
 	ECS_RELEASE,
 };
 
-/* With lockdep, the _nested variants take the place of the plain ones. */
+/*
+ * With lockdep, the _nested variants take the place of the plain ones. One name
+ * that a kernel has not keeps its whole probe from being registered.
+ */
 #ifdef CONFIG_DEBUG_LOCK_ALLOC
 #define ECS_NESTED	"_nested"
 #else
@@ -34,11 +37,12 @@ static const char *ecs_acquire[] = {
 	"down_read", "down_write",
 #ifdef CONFIG_DEBUG_LOCK_ALLOC
 	"down_read_nested", "down_write_nested",
+	"_mutex_lock_nest_lock", "_down_write_nest_lock",
 #endif
 };
 
 static const char *ecs_acquire_zero[] = {
-	"mutex_lock_interruptible" ECS_NESTED, "mutex_lock_killable" ECS_NESTED,
+	"mutex_lock_interruptible" ECS_NESTED, ECS_MUTEX_LOCK_KILLABLE,
 	"down_read_interruptible", "down_read_killable", "down_write_killable",
 #ifdef CONFIG_DEBUG_LOCK_ALLOC
 	"down_read_killable_nested", "down_write_killable_nested",
@@ -46,7 +50,7 @@ static const char *ecs_acquire_zero[] = {
 };
 
 static const char *ecs_acquire_true[] = {
-	"mutex_trylock", "down_read_trylock", "down_write_trylock",
+	ECS_MUTEX_TRYLOCK, "down_read_trylock", "down_write_trylock",
 };
 
 /* downgrade_write() keeps the section: nothing to do. */

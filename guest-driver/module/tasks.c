@@ -225,7 +225,8 @@ void ecs_task_hold(const void *lock)
 
 	if (!in_task())
 		return;
-	raw_local_irq_save(flags);
+	/* Not raw: lockdep has to know, for tasks_lock is also taken under others. */
+	local_irq_save(flags);
 	pc = this_cpu_ptr(&ecs_cpus);
 	t = ecs_task_current(pc);
 	if (t && t->nr_held < ECS_MAX_HELD) {
@@ -235,7 +236,7 @@ void ecs_task_hold(const void *lock)
 	} else {
 		ecs_count(ECS_C_TASKS_DROPPED);
 	}
-	raw_local_irq_restore(flags);
+	local_irq_restore(flags);
 }
 
 /* sections=all: the running task has released @lock. */

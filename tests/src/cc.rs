@@ -96,13 +96,7 @@ impl Compiler {
         let source = dir.path().join("program.c");
         let program: PathBuf = dir.path().join("program");
         std::fs::write(&source, text)?;
-        let paths = [include, &program, &source].map(Path::to_str);
-        let [Some(include), Some(output), Some(source)] = paths else {
-            bail!("A path is not UTF-8");
-        };
-        let mut arguments = options.to_vec();
-        arguments.extend(["-I", include, "-o", output, source]);
-        self.run(&arguments)?;
+        self.build(&source, &program, include, options)?;
         let run = Command::new(&program)
             .output()
             .context("Cannot run what was compiled")?;
@@ -110,6 +104,26 @@ impl Compiler {
             bail!("The compiled program ended with {}", run.status);
         }
         String::from_utf8(run.stdout).context("The compiled program prints no text")
+    }
+
+    /// Builds `program` from one file, with `include` on the include path.
+    ///
+    /// # Errors
+    /// What the compiler said.
+    pub fn build(
+        &self,
+        source: &Path,
+        program: &Path,
+        include: &Path,
+        options: &[&str],
+    ) -> anyhow::Result<()> {
+        let paths = [include, program, source].map(Path::to_str);
+        let [Some(include), Some(output), Some(source)] = paths else {
+            bail!("A path is not UTF-8");
+        };
+        let mut arguments = options.to_vec();
+        arguments.extend(["-I", include, "-o", output, source]);
+        self.run(&arguments)
     }
 
     fn run(&self, arguments: &[&str]) -> anyhow::Result<()> {

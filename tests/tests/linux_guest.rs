@@ -9,47 +9,12 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use ecs_tests::linux::{
-    Guest, Kernel, Machine, Meddler, Meddling, Parts, Tally, Truth, Watch, on_emulator,
-};
+use ecs_tests::linux::cases::{KERNELS, PATIENCE, counter, loaded, on_every_kernel, on_machines};
+use ecs_tests::linux::{Guest, Machine, Tally, Truth, Watch};
 use ecs_tests::process::until;
 use ecs_tests::{parts, slow, static_test};
-
-const KERNELS: [&str; 2] = ["7.3", "6.12"];
-/// Time for what the driver does by itself, once a second, on a slow machine.
-const PATIENCE: Duration = Duration::from_secs(30);
-
-/// Boots every kernel in turn with our device.
-fn on_every_kernel(parts: &Parts, case: impl Fn(&Kernel, &mut Watch, &mut Guest)) {
-    on_machines(parts, &Machine::default(), case);
-}
-
-/// The same for another machine.
-fn on_machines(parts: &Parts, machine: &Machine, case: impl Fn(&Kernel, &mut Watch, &mut Guest)) {
-    for name in KERNELS {
-        let kernel = parts.kernel(name).unwrap();
-        let boot = || {
-            let watch = Watch::new().unwrap();
-            let guest = Guest::boot(parts, &kernel, machine, watch.socket()).unwrap();
-            (watch, guest)
-        };
-        let check = |(watch, guest): &mut (Watch, Guest)| {
-            case(&kernel, watch, guest);
-            assert_eq!(guest.complaints(), Vec::<String>::new(), "Linux {name}");
-            assert_eq!(watch.faults(), 0, "Linux {name}");
-        };
-        on_emulator(&kernel, boot, |(_, guest)| guest, check);
-    }
-}
-
-/// Loads driver and test module, with every CPU registered.
-fn loaded(watch: &Watch, guest: &mut Guest, parameters: &str) -> Truth {
-    guest.load_driver(parameters).unwrap();
-    watch.wait_for(&[0, 1, 2, 3], PATIENCE).unwrap();
-    Truth::load(guest).unwrap()
-}
 
 /// Share of `part` in `whole`.
 fn ratio(part: u64, whole: u64) -> f64 {
@@ -149,17 +114,6 @@ fn a_spinning_waiter_is_no_holder_and_says_what_it_waits_for() {
     });
 }
 
-/// Sections the driver still knows of, by its own count.
-fn tasks_left(guest: &mut Guest) -> u64 {
-    let counters = guest
-        .sh("cat /sys/kernel/debug/virtio_ecs/counters")
-        .unwrap();
-    let tasks = counters
-        .lines()
-        .find_map(|line| line.strip_prefix("tasks "));
-    tasks.unwrap().trim().parse().unwrap()
-}
-
 #[test]
 fn preemptable_sections_follow_their_task() {
     let parts = parts!("preemptable_sections_follow_their_task");
@@ -191,7 +145,7 @@ fn preemptable_sections_follow_their_task() {
             sum.p_missed += tally.p_missed;
         }
         guest.sh("rmmod ecs_test").unwrap();
-        let left = tasks_left(guest);
+        let left = counter(guest, "tasks");
         println!(
             "Linux {}: {} reads of holders of a mutex or rwsem, {} missed; {left} tasks still \
              counted as holders",
@@ -243,30 +197,31 @@ fn cpus_come_and_go() {
 
 /// Loads and unloads the driver while threads take mutexes on `cpus`.
 fn load_and_unload(guest: &mut Guest, cpus: &str, cycles: usize) {
+    const BATCH: usize = 10;
     guest.sh("insmod /ecs_test.ko").unwrap();
+    let start = Instant::now();
     let mut slab_kb = Vec::new();
-    for cycle in 0..cycles {
-        if cycle % 20 == 0 {
-            let work = format!("echo mutex cpu={cpus} ms=60000 hold_us=20 gap_us=20");
-            let dir = Truth::DIR;
-            guest
-                .sh(&format!("echo 1 >{dir}/stop; {work} >{dir}/run"))
-                .unwrap();
+    for from in (0..cycles).step_by(BATCH) {
+        let work = format!("echo mutex cpu={cpus} ms=60000 hold_us=20 gap_us=20");
+        let dir = Truth::DIR;
+        guest
+            .sh(&format!("echo 1 >{dir}/stop; {work} >{dir}/run"))
+            .unwrap();
+        for cycle in from..from + BATCH {
+            let sections = ["off", "contended", "all"][cycle % 3];
+            let insmod = Guest::insmod(&format!("sections={sections}"));
+            guest.sh(&format!("{insmod} && rmmod virtio_ecs")).unwrap();
         }
-        let sections = ["off", "contended", "all"][cycle % 3];
-        guest.load_driver(&format!("sections={sections}")).unwrap();
-        guest.sh("rmmod virtio_ecs").unwrap();
-        if cycle % 10 == 9 {
-            let slab = guest.sh("awk '/^Slab:/ {print $2}' /proc/meminfo").unwrap();
-            slab_kb.push(slab.trim().parse::<i64>().unwrap());
-        }
+        let slab = guest.sh("awk '/^Slab:/ {print $2}' /proc/meminfo").unwrap();
+        slab_kb.push(slab.trim().parse::<i64>().unwrap());
     }
     guest.sh(&format!("echo 1 >{}/stop", Truth::DIR)).unwrap();
     let grown = slab_kb.last().unwrap() - slab_kb.first().unwrap();
     let version = guest.sh("uname -r").unwrap();
     println!(
-        "Linux {}: {cycles} cycles, slab memory {grown} kB more than after the tenth",
-        version.trim()
+        "Linux {}: {cycles} cycles in {:.0?}, slab memory {grown} kB more than after the tenth",
+        version.trim(),
+        start.elapsed(),
     );
     assert!(grown < 2048, "slab memory in kB: {slab_kb:?}");
 }
@@ -280,18 +235,22 @@ fn it_loads_and_unloads_under_load() {
     });
 }
 
+const LOADS: usize = 1000;
+
 #[test]
 fn a_thousand_loads_leave_nothing_behind() {
     let parts = parts!("a_thousand_loads_leave_nothing_behind");
     slow!("a_thousand_loads_leave_nothing_behind");
-    // One CPU, where the emulator makes no mistakes with patched code.
+    // One CPU, where the emulator makes no mistakes with patched code; it waits for no grace period.
     let machine = Machine {
         cpus: 1,
         count_instructions: true,
+        append: "rcupdate.rcu_expedited=1".to_owned(),
+        patience: 5,
         ..Machine::default()
     };
     on_machines(&parts, &machine, |_, watch, guest| {
-        load_and_unload(guest, "0", 1000);
+        load_and_unload(guest, "0", LOADS);
         assert_eq!(watch.registered(), Vec::<usize>::new());
     });
 }
@@ -317,112 +276,6 @@ fn what_the_device_has_lost_is_registered_again() {
             let tally = watch.judge(guest, &truth, work, enough).unwrap();
             assert_eq!(tally.np_missed, 0, "{tally:?}");
         }
-    });
-}
-
-/// Lines of the kernel's log that name the driver, after it was loaded.
-fn said(guest: &Guest) -> Vec<String> {
-    let console = guest.console();
-    let ours = |line: &&str| line.contains("virtio_ecs: ") && !line.contains("taints");
-    console.lines().filter(ours).map(str::to_owned).collect()
-}
-
-#[test]
-fn a_device_that_dies_costs_a_time_out_and_no_more() {
-    let parts = parts!("a_device_that_dies_costs_a_time_out_and_no_more");
-    on_every_kernel(&parts, |_, watch, guest| {
-        loaded(watch, guest, "ctrl_timeout_ms=200");
-        watch.stop();
-        let start = Instant::now();
-        guest
-            .sh("echo 0 >/sys/devices/system/cpu/cpu3/online")
-            .unwrap();
-        guest
-            .sh("echo 1 >/sys/devices/system/cpu/cpu3/online")
-            .unwrap();
-        guest.sh("rmmod virtio_ecs").unwrap();
-        assert!(start.elapsed() < PATIENCE, "{:?}", start.elapsed());
-        let said = said(guest);
-        let about = said
-            .iter()
-            .filter(|line| line.contains("does not answer"))
-            .count();
-        assert!(about <= 1, "{said:?}");
-        guest.sh("true").unwrap();
-    });
-}
-
-/// Boots each kernel with a device that misbehaves, and loads the driver; it must say so once, in
-/// the words of `says`, and the guest runs on.
-fn misbehaving(meddling: &Meddling, says: &str, check: impl Fn(&Watch, &Meddler, &mut Guest)) {
-    let parts = Parts::find().unwrap();
-    for name in KERNELS {
-        let kernel = parts.kernel(name).unwrap();
-        let watch = Watch::new().unwrap();
-        let meddler = Meddler::new(watch.socket(), meddling.clone()).unwrap();
-        let mut guest =
-            Guest::boot(&parts, &kernel, &Machine::default(), meddler.socket()).unwrap();
-        guest.load_driver("ctrl_timeout_ms=200").unwrap();
-        let start = Instant::now();
-        check(&watch, &meddler, &mut guest);
-        guest.sh("rmmod virtio_ecs").unwrap();
-        assert!(
-            start.elapsed() < 2 * PATIENCE,
-            "Linux {name}: {:?}",
-            start.elapsed()
-        );
-        let said = said(&guest);
-        let lines = said.iter().filter(|line| line.contains(says)).count();
-        assert_eq!(lines, 1, "Linux {name} said {said:?}");
-        assert_eq!(guest.complaints(), Vec::<String>::new(), "Linux {name}");
-    }
-}
-
-#[test]
-fn a_device_of_another_kind_or_version_is_left_alone() {
-    parts!("a_device_of_another_kind_or_version_is_left_alone");
-    let nobody = |watch: &Watch, _: &Meddler, _: &mut Guest| {
-        assert_eq!(watch.registered(), Vec::<usize>::new());
-    };
-    let config = |offset: usize, value: &[u8]| Meddling {
-        config: vec![(offset, value.to_vec())],
-        ..Meddling::default()
-    };
-    misbehaving(&config(0, b"evil"), "magic", nobody);
-    // version_min and version_max
-    misbehaving(&config(4, &[9, 0, 9, 0]), "versions 9 to 9", nobody);
-    // line_size
-    misbehaving(&config(20, &[32, 0]), "lines of 64 bytes", nobody);
-}
-
-#[test]
-fn cpus_beyond_what_the_device_serves_run_without() {
-    parts!("cpus_beyond_what_the_device_serves_run_without");
-    let meddling = Meddling {
-        config: vec![(16, vec![2, 0, 0, 0])],
-        ..Meddling::default()
-    };
-    misbehaving(&meddling, "serves CPUs below 2", |watch, _, _| {
-        watch.wait_for(&[0, 1], PATIENCE).unwrap();
-    });
-}
-
-#[test]
-fn a_device_that_never_answers_is_given_up() {
-    parts!("a_device_that_never_answers_is_given_up");
-    let meddling = Meddling {
-        deaf: vec![0],
-        ..Meddling::default()
-    };
-    misbehaving(&meddling, "does not answer", |watch, meddler, guest| {
-        until("a kick", PATIENCE, || meddler.was_kicked(0).then_some(())).unwrap();
-        assert_eq!(watch.registered(), Vec::<usize>::new());
-        guest
-            .sh("echo 0 >/sys/devices/system/cpu/cpu3/online")
-            .unwrap();
-        guest
-            .sh("echo 1 >/sys/devices/system/cpu/cpu3/online")
-            .unwrap();
     });
 }
 
@@ -503,7 +356,7 @@ fn processes_of_the_guest_announce_their_sections() {
         watch.wait_for(&[0, 1, 2, 3], PATIENCE).unwrap();
         let said = guest.sh(&format!("/bin/{name} --show-output")).unwrap();
         assert!(!said.contains("SKIPPED"), "{said}");
-        assert_eq!(tasks_left(&mut guest), 0);
+        assert_eq!(counter(&mut guest, "tasks"), 0);
         assert_eq!(guest.complaints(), Vec::<String>::new(), "{kernel:?}");
     }
 }

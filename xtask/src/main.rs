@@ -37,6 +37,8 @@ Usage: cargo xtask COMMAND
 Commands:
   setup      Install the C compiler and headers, if they are missing
   stacks     Fetch kernels and QEMU for the tests of Linux guests into a cache
+             --headers       headers of kernels the driver is only compiled with
+             --debug-kernel  builds a guest kernel that looks on: KASAN, lockdep, kmemleak, KUnit
   check      Formatting, lints and documentation
   test       check, then every test
   test-full  test, with the slow cases
@@ -48,6 +50,8 @@ fn main() -> anyhow::Result<ExitCode> {
     let tally = match arguments.as_slice() {
         ["setup"] => return Ok(exit_code(script("xtask/setup.sh")?)),
         ["stacks"] => return Ok(exit_code(script(STACKS)?)),
+        ["stacks", "--headers"] => return Ok(exit_code(script(HEADERS)?)),
+        ["stacks", "--debug-kernel"] => return Ok(exit_code(script(DEBUG_KERNEL)?)),
         ["check"] => check::run()?,
         ["test"] => everything(test::Extent::Usual)?,
         ["test-full"] => everything(test::Extent::Full)?,
@@ -65,12 +69,20 @@ fn main() -> anyhow::Result<ExitCode> {
 
 /// Fetches what tests of Linux guests need.
 const STACKS: &str = "tests/stacks/setup.sh";
+/// Fetches headers of more kernels.
+const HEADERS: &str = "tests/stacks/headers.sh";
+/// Builds a kernel with debug options.
+const DEBUG_KERNEL: &str = "tests/stacks/debug-kernel.sh";
 
 /// Checks and tests.
 fn everything(extent: test::Extent) -> anyhow::Result<Tally> {
     let checked = check::run()?;
     // Without them the tests skip themselves, by name, and say why.
     script(STACKS)?;
+    if extent == test::Extent::Full {
+        script(HEADERS)?;
+        script(DEBUG_KERNEL)?;
+    }
     Ok(checked.and(test::run(extent)?))
 }
 

@@ -34,13 +34,14 @@ static int ecs_kunit_init(struct kunit *test)
 		per_cpu_ptr(&ecs_cpus, cpu)->curr = current;
 		per_cpu_ptr(&ecs_cpus, cpu)->task = NULL;
 	}
-	migrate_disable();
+	/* For good: each case has a thread of its own, and its end another one. */
+	if (set_cpus_allowed_ptr(current, cpumask_of(raw_smp_processor_id())))
+		return -EINVAL;
 	return ecs_tasks_init();
 }
 
 static void ecs_kunit_exit(struct kunit *test)
 {
-	migrate_enable();
 	ecs_tasks_exit();
 }
 

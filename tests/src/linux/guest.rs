@@ -23,6 +23,10 @@ pub struct Machine {
     pub count_instructions: bool,
     /// Programs to have in `/bin`.
     pub programs: Vec<PathBuf>,
+    /// Memory, MiB.
+    pub memory: usize,
+    /// How many times the usual time a boot and a command have.
+    pub patience: u32,
 }
 
 impl Default for Machine {
@@ -33,6 +37,8 @@ impl Default for Machine {
             append: String::new(),
             count_instructions: false,
             programs: Vec::new(),
+            memory: 256,
+            patience: 1,
         }
     }
 }
@@ -85,9 +91,10 @@ impl Guest {
         ]);
         let hardware = Hardware {
             cpus: machine.cpus,
-            memory: 256,
+            memory: machine.memory,
             append: machine.append.clone(),
             arguments,
+            patience: machine.patience,
         };
         let shell = Shell::boot(parts, kernel, &files, &hardware)?;
         Ok(Self { shell })
@@ -98,10 +105,13 @@ impl Guest {
     /// # Errors
     /// If it does not load.
     pub fn load_driver(&mut self, parameters: &str) -> anyhow::Result<()> {
-        self.sh(&format!(
-            "insmod /virtio_ecs.ko virtio_id={DEVICE_ID} {parameters}"
-        ))
-        .map(|_| ())
+        self.sh(&Self::insmod(parameters)).map(|_| ())
+    }
+
+    /// The shell command that does it.
+    #[must_use]
+    pub fn insmod(parameters: &str) -> String {
+        format!("insmod /virtio_ecs.ko virtio_id={DEVICE_ID} {parameters}")
     }
 }
 

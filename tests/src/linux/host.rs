@@ -72,6 +72,7 @@ impl HostVm {
             memory: host.memory,
             append: host.append.clone(),
             arguments: arguments.map(str::to_owned).collect(),
+            patience: 1,
         };
         let mut shell = Shell::boot(parts, kernel, &files, &hardware)?;
         for needed in ["/dev/kvm", "/sys/kernel/sched_ext/state"] {

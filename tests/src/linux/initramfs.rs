@@ -10,7 +10,8 @@ use anyhow::{Context, bail};
 use super::{Kernel, Parts};
 
 /// Mounts what programs expect, loads the kernel's own modules, runs whatever comes on the second
-/// serial line, and ends each answer with its exit status.
+/// serial line, or the one the kernel's command line names as `ecs_line`, and ends each answer with
+/// its exit status.
 const INIT: &str = r#"#!/bin/sh
 /bin/busybox --install -s /bin
 mount -t proc proc /proc
@@ -26,8 +27,9 @@ ip link set lo up
 for module in $(cat /lib/modules/order); do
 	insmod "/lib/modules/$module.ko"
 done
-stty -F /dev/ttyS1 raw -echo
-exec </dev/ttyS1 >/dev/ttyS1 2>&1
+line=/dev/${ecs_line:-ttyS1}
+stty -F $line raw -echo
+exec <$line >$line 2>&1
 echo ECS-READY
 while read -r command; do
 	( eval "$command" ) </dev/null
@@ -38,7 +40,7 @@ poweroff -f
 
 /// The root folder of an emulated machine, kept in its memory: busybox and what a test adds.
 #[derive(Debug)]
-pub(super) struct Initramfs {
+pub struct Initramfs {
     dir: tempfile::TempDir,
     busybox: PathBuf,
     /// The kernel's own modules, in the order to load them.
@@ -47,7 +49,10 @@ pub(super) struct Initramfs {
 
 impl Initramfs {
     /// Busybox alone.
-    pub(super) fn new(parts: &Parts) -> anyhow::Result<Self> {
+    ///
+    /// # Errors
+    /// If it cannot be copied.
+    pub fn new(parts: &Parts) -> anyhow::Result<Self> {
         let files = Self {
             dir: tempfile::Builder::new()
                 .prefix("ecs-initramfs-")
@@ -68,7 +73,10 @@ impl Initramfs {
     }
 
     /// Copies a file to a path of the machine.
-    pub(super) fn add(&self, file: &Path, path: impl AsRef<Path>) -> anyhow::Result<()> {
+    ///
+    /// # Errors
+    /// If it cannot be copied.
+    pub fn add(&self, file: &Path, path: impl AsRef<Path>) -> anyhow::Result<()> {
         let path = path.as_ref();
         let target = self.root().join(path.strip_prefix("/").unwrap_or(path));
         if let Some(folder) = target.parent() {
@@ -115,7 +123,10 @@ impl Initramfs {
     }
 
     /// Writes the archive, and says where it is. It goes away with this object.
-    pub(super) fn pack(&self) -> anyhow::Result<PathBuf> {
+    ///
+    /// # Errors
+    /// If it cannot be packed.
+    pub fn pack(&self) -> anyhow::Result<PathBuf> {
         let root = self.root();
         fs::write(root.join("lib/modules/order"), self.modules.join("\n"))?;
         let init = root.join("init");

@@ -12,30 +12,37 @@
 //! [`Shell`]. A [`Guest`] is one with the modules of this tree, attached to our vhost-user socket.
 //! A [`HostVm`] is one with KVM inside, and with programs of this machine in it. [`Watch`] is the
 //! host's side within the test: the real device, and reads of what the guest publishes against the
-//! truth its test module writes beside it. A [`Meddler`] on the socket makes the device misbehave.
+//! truth its test module writes beside it. A [`Relay`] on the socket connects QEMU with a daemon
+//! that goes away and comes back, and makes the device misbehave. [`cases`] has what cases share.
 //! [`side_by_side`] puts the demo's VMs under several schedulers of one host.
 //!
 //! # What it does not do
 //! It proves nothing about speed: every instruction is emulated. A [`Guest`]'s vCPUs are QEMU's
 //! threads, not KVM's.
 
+pub mod cases;
 pub mod side_by_side;
 
 mod emulator;
 mod guest;
 mod host;
 mod initramfs;
+mod journal;
 mod meddler;
+mod monitor;
 mod parts;
+mod relay;
 mod shell;
 mod watch;
+mod wire;
 
 pub use emulator::on_emulator;
 pub use guest::{Guest, Machine};
 pub use host::{Host, HostVm};
-use initramfs::Initramfs;
-pub use meddler::{Meddler, Meddling};
+pub use initramfs::Initramfs;
+pub use meddler::{Garbage, Meddling};
 pub use parts::{Kernel, Parts};
+pub use relay::Relay;
 pub use shell::Shell;
 pub use watch::{Tally, Truth, Watch, state};
 

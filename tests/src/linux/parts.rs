@@ -57,6 +57,35 @@ impl Parts {
         })
     }
 
+    /// The kernel that looks on: KASAN, lockdep, kmemleak, KUnit.
+    ///
+    /// # Errors
+    /// Why a test must be skipped: it was not built.
+    pub fn debug_kernel(&self) -> Result<Kernel, String> {
+        self.kernel("debug").map_err(|_| {
+            "no debug kernel; cargo xtask stacks --debug-kernel builds it, in half an hour"
+                .to_owned()
+        })
+    }
+
+    /// Kernels of which only headers are there: 6.1, PREEMPT_RT, arm64.
+    ///
+    /// # Errors
+    /// Why a test must be skipped: they were not fetched.
+    pub fn headers(&self) -> Result<Vec<Kernel>, String> {
+        let mut kernels = Vec::new();
+        for part in ["headers-bookworm", "headers-trixie"] {
+            let dir = self.cache.join(part);
+            let versions = fs::read_to_string(dir.join("versions"))
+                .map_err(|_| format!("no {part}; cargo xtask stacks --headers fetches them"))?;
+            kernels.extend(versions.lines().map(|version| Kernel {
+                version: version.to_owned(),
+                dir: dir.clone(),
+            }));
+        }
+        Ok(kernels)
+    }
+
     /// A statically linked busybox, for the host and for guests.
     #[must_use]
     pub fn busybox(&self) -> PathBuf {
@@ -131,33 +160,63 @@ impl Kernel {
         bail!("Linux {} has no module {name}", self.version)
     }
 
-    /// Builds `virtio_ecs.ko` and `ecs_test.ko` from this tree, without a warning, and returns
-    /// where they are. What is up to date is not built again.
+    /// Builds `virtio_ecs.ko`, `ecs_test.ko` and, for a kernel with KUnit, `ecs_kunit.ko` from this
+    /// tree, without a warning, and returns where they are. What is up to date is not built again.
     ///
     /// # Errors
     /// With what make said.
-    pub fn modules(&self) -> anyhow::Result<[PathBuf; 2]> {
-        let source = self.dir.join("build/src/guest-driver");
-        let driver = crate::root().join("guest-driver");
-        for folder in ["module", "uapi"] {
-            mirror(&driver.join(folder), &source.join(folder))?;
-        }
-        self.make("/src/guest-driver/module", &["ECS_TEST=1", "W=1"])?;
-        let module = source.join("module");
-        Ok([
-            module.join("virtio_ecs.ko"),
-            module.join("tests/ecs_test.ko"),
-        ])
+    pub fn modules(&self) -> anyhow::Result<Vec<PathBuf>> {
+        self.make(&[])?;
+        let module = self.root().join(self.source()).join("module");
+        let wanted = ["virtio_ecs.ko", "tests/ecs_test.ko", "tests/ecs_kunit.ko"];
+        Ok(wanted
+            .iter()
+            .map(|name| module.join(name))
+            .filter(|path| path.exists())
+            .collect())
     }
 
-    /// Builds with Kbuild in a folder of the build root; a warning is an error.
-    fn make(&self, folder: &str, arguments: &[&str]) -> anyhow::Result<()> {
+    /// Checks the driver's and the tests' sources with sparse while it builds them all again.
+    ///
+    /// # Errors
+    /// With what it said, if it warns.
+    pub fn sparse(&self) -> anyhow::Result<()> {
+        self.make(&["clean"])?;
+        self.make(&["C=2"])
+    }
+
+    /// The copy of the driver's sources in the build root: headers share a root.
+    fn source(&self) -> String {
+        format!("src/{}/guest-driver", self.version)
+    }
+
+    /// Builds with Kbuild in the build root; a warning is an error.
+    fn make(&self, arguments: &[&str]) -> anyhow::Result<()> {
+        let driver = crate::root().join("guest-driver");
+        for folder in ["module", "uapi"] {
+            mirror(
+                &driver.join(folder),
+                &self.root().join(self.source()).join(folder),
+            )?;
+        }
         let headers = format!("/usr/src/linux-headers-{}", self.version);
-        let folder = format!("M={folder}");
-        let mut command = vec!["make", "-C", &headers, &folder];
+        let folder = format!("M=/{}/module", self.source());
+        let mut command = vec![
+            "make",
+            "-C",
+            &headers,
+            &folder,
+            "ECS_TEST=1",
+            "W=1",
+            "KCFLAGS=-Werror",
+        ];
+        if self.version.contains("-arm64") {
+            command.extend(["ARCH=arm64", "CROSS_COMPILE=aarch64-linux-gnu-"]);
+        }
         command.extend(arguments);
         let said = self.run(&command)?;
-        if said.contains("warning:") {
+        let warns = |line: &&str| line.contains("warning:") && !line.contains("pahole version");
+        if said.lines().any(|line| warns(&line)) {
             bail!("Warnings for Linux {}:\n{said}", self.version);
         }
         Ok(())

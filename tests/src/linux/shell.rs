@@ -18,6 +18,7 @@ const BOOT: Duration = Duration::from_secs(60);
 const TRIES: u32 = 3;
 /// Time a command has where nothing else is said.
 const PATIENCE: Duration = Duration::from_secs(90);
+
 /// What a kernel is booted on.
 #[derive(Debug)]
 pub(super) struct Hardware {
@@ -29,6 +30,8 @@ pub(super) struct Hardware {
     pub(super) append: String,
     /// The accelerator, and what else QEMU is told.
     pub(super) arguments: Vec<String>,
+    /// How many times the usual time a boot and a command have.
+    pub(super) patience: u32,
 }
 
 /// A running kernel with busybox, under QEMU's emulation. Dropping it ends it.
@@ -39,6 +42,8 @@ pub struct Shell {
     line: UnixStream,
     /// What has arrived and was not asked for yet.
     rest: Vec<u8>,
+    /// See [`Hardware`].
+    patience: u32,
 }
 
 impl Shell {
@@ -117,6 +122,10 @@ impl Shell {
                 "-serial",
                 &format!("unix:{},server=on,wait=off", path(&shell)),
             ])
+            .args([
+                "-qmp",
+                &format!("unix:{},server=on,wait=off", path(&monitor(dir.path()))),
+            ])
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(File::create(dir.path().join("qemu.log"))?);
@@ -135,6 +144,7 @@ impl Shell {
             dir,
             line,
             rest: Vec::new(),
+            patience: hardware.patience,
         };
         shell.read_until("ECS-READY\n", BOOT)?;
         Ok(shell)
@@ -179,6 +189,53 @@ impl Shell {
         Ok((status.trim().parse()?, said))
     }
 
+    /// Waits until its shell answers, after the serial line has lost what was sent: it does while
+    /// the machine sleeps.
+    ///
+    /// # Errors
+    /// If it does not.
+    pub fn hear_again(&mut self) -> anyhow::Result<()> {
+        const TRIES: u32 = 45;
+        const EACH: Duration = Duration::from_secs(2);
+        let mut last = Ok(());
+        for tried in 0..TRIES {
+            // Each time another word: answers to those before may come late.
+            let word = format!("ECS-HEARS-{tried}");
+            write!(self.line, "\necho {word}\n").context("The emulated machine is gone")?;
+            last = self
+                .read_until(&format!("{word}\nECS-DONE 0\n"), EACH)
+                .map(|_| ());
+            if last.is_ok() {
+                break;
+            }
+        }
+        last
+    }
+
+    /// Stops every CPU.
+    ///
+    /// # Errors
+    /// What QEMU says.
+    pub fn pause(&self) -> anyhow::Result<()> {
+        self.monitor("stop").map(|_| ())
+    }
+
+    /// Lets the CPUs run on.
+    ///
+    /// # Errors
+    /// What QEMU says.
+    pub fn resume(&self) -> anyhow::Result<()> {
+        self.monitor("cont").map(|_| ())
+    }
+
+    /// Runs a command of QEMU's monitor; what it returned.
+    ///
+    /// # Errors
+    /// What QEMU says.
+    pub fn monitor(&self, command: &str) -> anyhow::Result<serde_json::Value> {
+        super::monitor::command(&monitor(self.dir.path()), command)
+    }
+
     /// Content of a file. For files of up to a megabyte or so: it comes over the serial line.
     ///
     /// # Errors
@@ -203,8 +260,11 @@ impl Shell {
     /// Complaints of the kernel: warnings, bugs, oopses, hung tasks.
     #[must_use]
     pub fn complaints(&self) -> Vec<String> {
-        const SIGNS: [&str; 9] = [
+        const SIGNS: [&str; 12] = [
             "WARNING:",
+            "INFO: trying to register",
+            "locking correctness validator",
+            "suspected memory leaks",
             "BUG:",
             "Oops",
             "Call Trace",
@@ -231,6 +291,7 @@ impl Shell {
 
     /// What arrives before `end`.
     fn read_until(&mut self, end: &str, limit: Duration) -> anyhow::Result<String> {
+        let limit = limit * self.patience;
         let deadline = Instant::now() + limit;
         loop {
             let text = String::from_utf8_lossy(&self.rest).into_owned();
@@ -280,6 +341,10 @@ impl Shell {
 
 fn console(dir: &Path) -> PathBuf {
     dir.join("console")
+}
+
+fn monitor(dir: &Path) -> PathBuf {
+    dir.join("monitor")
 }
 
 fn qemu_log(dir: &Path) -> String {

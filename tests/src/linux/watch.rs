@@ -81,36 +81,59 @@ impl VmSink for Latest {
 pub struct Watch {
     latest: Arc<Latest>,
     socket: PathBuf,
-    dir: tempfile::TempDir,
+    state_dir: PathBuf,
+    _dir: tempfile::TempDir,
     device: Option<Device>,
 }
 
 impl Watch {
+    /// Name of the VM it watches.
+    pub const VM: &str = "guest";
+
     /// Waits for a guest on a socket of its own.
     ///
     /// # Errors
     /// If the device cannot be made.
     pub fn new() -> anyhow::Result<Self> {
         let dir = tempfile::Builder::new().prefix("ecs-watch-").tempdir()?;
+        let state_dir = dir.path().to_owned();
+        Self::bind(dir, state_dir)
+    }
+
+    /// The same, with what a daemon has saved in `state_dir` of the VM [`Watch::VM`].
+    ///
+    /// # Errors
+    /// If the device cannot be made.
+    pub fn taking_over(state_dir: &Path) -> anyhow::Result<Self> {
+        let dir = tempfile::Builder::new().prefix("ecs-watch-").tempdir()?;
+        Self::bind(dir, state_dir.to_owned())
+    }
+
+    fn bind(dir: tempfile::TempDir, state_dir: PathBuf) -> anyhow::Result<Self> {
         let mut watch = Self {
             latest: Arc::default(),
             socket: dir.path().join("guest.sock"),
-            dir,
+            state_dir,
+            _dir: dir,
             device: None,
         };
         watch.start()?;
         Ok(watch)
     }
 
-    fn start(&mut self) -> anyhow::Result<()> {
+    /// Waits for a guest again after [`Watch::stop`]. What it had registered is known.
+    ///
+    /// # Errors
+    /// If the device cannot be made.
+    pub fn start(&mut self) -> anyhow::Result<()> {
         let config = DeviceConfig {
-            name: "guest".to_owned(),
+            name: Self::VM.to_owned(),
             socket: self.socket.clone(),
             socket_mode: 0o600,
             nr_doorbells: 4,
             extension_ns: 1_000_000,
             slice_ns: 3_000_000,
-            state_dir: Some(self.dir.path().to_owned()),
+            state_dir: Some(self.state_dir.clone()),
         };
         self.device = Some(Device::bind(config, self.latest.clone())?);
         Ok(())
@@ -142,6 +165,12 @@ impl Watch {
     #[must_use]
     pub fn slots(&self, cpu: usize) -> Option<Arc<VcpuSlots>> {
         self.latest.get()?.slots.get(cpu).cloned()
+    }
+
+    /// Generation of the device; `None` without a guest.
+    #[must_use]
+    pub fn generation(&self) -> Option<u32> {
+        self.latest.get().map(|view| view.generation)
     }
 
     /// CPUs that are registered.
@@ -298,6 +327,14 @@ impl Truth {
     /// If it does not load.
     pub fn load(guest: &mut Guest) -> anyhow::Result<Self> {
         guest.sh("insmod /ecs_test.ko")?;
+        Self::find(guest)
+    }
+
+    /// Asks the test module where the page is.
+    ///
+    /// # Errors
+    /// If it is not loaded.
+    pub fn find(guest: &mut Guest) -> anyhow::Result<Self> {
         let text = guest.sh(&format!("cat {}/truth", Self::DIR))?;
         let (table, cpus) = text
             .trim()

@@ -144,7 +144,7 @@ impl Backend {
         }
         self.published = true;
         // A guest that did not choose doorbells never rings: nobody must wait for it.
-        let rings = self.space.choice().features & VIRTIO_ECS_F_DOORBELL != 0;
+        let rings = self.rings_doorbells();
         let doorbells = self.rings.iter().skip(VIRTIO_ECS_VQ_DOORBELL);
         self.context.sink.update(VmView {
             name: self.context.config.name.clone(),
@@ -233,8 +233,16 @@ impl Backend {
         Ok(())
     }
 
-    /// Says so, once a connection, when there are fewer doorbells than the guest was told of.
+    fn rings_doorbells(&self) -> bool {
+        self.space.choice().features & VIRTIO_ECS_F_DOORBELL != 0
+    }
+
+    /// Says so, once a connection, when there are fewer doorbells than the guest was told of. One
+    /// that did not choose them sets up none.
     fn count_queues(&mut self) {
+        if !self.rings_doorbells() {
+            return;
+        }
         let bells = self.rings.iter().skip(VIRTIO_ECS_VQ_DOORBELL);
         let missing = bells.filter(|ring| ring.kick.is_none()).count();
         if !self.running() || missing == 0 || std::mem::replace(&mut self.said_few_queues, true) {
