@@ -22,16 +22,15 @@ fn moving(since: Duration) -> Snapshot {
     let ms = u64::try_from(since.as_millis()).unwrap();
     let wave = (since.as_secs_f64() * 0.7).sin();
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
-    let swing = |least: f64, most: f64| {
-        ((least + (most - least) * (wave + 1.0) / 2.0) * ms as f64 * 1000.0) as u64
-    };
+    let whole = |value: f64| value as u64;
+    let debt = whole((wave + 1.0) * 4e6);
     let vm = |name: &str, cpu: f64, fair: u64, grants: u64| VmStats {
         name: name.to_owned(),
         pid: 4000 + u32::try_from(name.len()).unwrap(),
         state: VmState::Active,
         enabled: true,
         weight: 100,
-        cpu_ns: ((fair * ms) as f64 * 1000.0 * cpu) as u64,
+        cpu_ns: whole((fair * ms) as f64 * 1000.0 * cpu),
         fair_cpu_ns: fair * ms * 1000,
         delay_ns: fair * ms * 300,
         preemptions: ms / 4,
@@ -44,7 +43,7 @@ fn moving(since: Duration) -> Snapshot {
             expired: grants * ms * 5 / 100_000,
             ..Outcomes::default()
         },
-        debt_ns: swing(0.1, 2.0) % 9_000_000,
+        debt_ns: debt,
         extension_ns: grants * ms * 4,
         critical_preemptions: CriticalCauses {
             denied: grants * ms / 40_000,

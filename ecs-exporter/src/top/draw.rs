@@ -93,7 +93,7 @@ impl App {
     fn draw_table(&mut self, screen: &mut Screen<'_>, area: Rect) {
         let fitting = fitting(area.width);
         let columns = COLUMNS.get(..fitting).unwrap_or(COLUMNS);
-        let is_wide = area.width >= NAME + FIGURE * cells(fitting) + STATE + 1;
+        let is_wide = area.width > NAME + FIGURE * cells(fitting) + STATE;
         let rows: Vec<Row<'_>> = self
             .rows()
             .into_iter()
