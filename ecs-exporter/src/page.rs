@@ -12,7 +12,6 @@ const HEAD: &str = "<!doctype html>
 <meta charset=\"utf-8\">
 <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">
 <title>ecs-exporter</title>
-<link rel=\"icon\" href=\"data:,\">
 <link rel=\"stylesheet\" href=\"/live/style.css\">
 </head>
 <body>
