@@ -43,7 +43,7 @@ fn build(dir: &Path) -> Vec<PathBuf> {
         let deb = dir.join(format!("{name}.deb"));
         let mut build = Command::new("cargo");
         build
-            .args(["deb", "--no-build", "-p", name, "--output"])
+            .args(["deb", "--no-build", "--strip", "-p", name, "--output"])
             .arg(&deb)
             .current_dir(root());
         done(&mut build);
