@@ -235,7 +235,7 @@
             "runbook_url": "dashboards/runbooks/EcsDebtNotRepaid.md",
             "summary": "VM {{ $labels.vm }} does not pay back its extensions"
           },
-          "expr": "ecs_vm_debt_seconds > 0.05\n  and deriv(ecs_vm_debt_seconds[30m]) > 0",
+          "expr": "ecs_vm_debt_seconds\n  > on(job, instance) group_left() (0.6 * ecs_host_debt_limit_seconds)\n  and deriv(ecs_vm_debt_seconds[30m]) > 0",
           "for": "30m",
           "labels": {
             "severity": "warning"

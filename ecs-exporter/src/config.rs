@@ -149,6 +149,8 @@ pub struct Limits {
     pub connections: usize,
     /// Scrapes at a time; one more is answered with 503.
     pub requests: usize,
+    /// Live views at a time; one more is answered with 503.
+    pub live_views: usize,
     /// Time for running requests to end when the exporter stops.
     pub drain: Duration,
     /// Series of one scrape; whole VMs are left out beyond it. 0: no limit.
@@ -163,6 +165,7 @@ impl Default for Limits {
             write_timeout: Duration::from_secs(10),
             connections: 256,
             requests: 40,
+            live_views: 16,
             drain: Duration::from_secs(5),
             max_series: 200_000,
         }

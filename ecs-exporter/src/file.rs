@@ -170,6 +170,8 @@ section! {
         max_series: usize = Limits::default().max_series,
         /// Scrapes at a time.
         requests: usize = Limits::default().requests,
+        /// Live views at a time; 0: none.
+        live_views: usize = Limits::default().live_views,
         /// Connections at a time.
         connections: usize = Limits::default().connections,
         /// Time for a request header, and for which an idle connection is kept.
@@ -288,6 +290,7 @@ impl File {
                 write_timeout: self.limits.write_timeout,
                 connections: self.limits.connections,
                 requests: self.limits.requests,
+                live_views: self.limits.live_views.min(MAX_COUNT),
                 drain: self.limits.drain,
                 max_series: self.limits.max_series,
             },

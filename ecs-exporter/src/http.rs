@@ -6,7 +6,7 @@ use std::task::{Context, Poll};
 
 use axum::body::{Body, Bytes};
 use axum::extract::{MatchedPath, Path, Request, State};
-use axum::http::{HeaderMap, HeaderName, StatusCode, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{Html, IntoResponse, Response};
 use axum::routing::{MethodRouter, get, post};
@@ -15,9 +15,11 @@ use hyper::body::{Body as HttpBody, Frame, SizeHint};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tracing::error;
 
+use crate::assets;
 use crate::collector::Scope;
 use crate::connections::Busy;
 use crate::exporter::{Exporter, ScrapeError, chain, gzip};
+use crate::live::hub::Hub;
 use crate::negotiate::{Format, accepts_gzip};
 use crate::page;
 use crate::web::WebSource;
@@ -48,6 +50,7 @@ impl Gate {
 pub(crate) fn router(
     exporter: Arc<Exporter>,
     gate: Gate,
+    hub: Arc<Hub>,
     reload: Option<mpsc::Sender<Reload>>,
 ) -> Router {
     // What looks at the sources; /-/healthy must answer while these are all taken.
@@ -59,6 +62,9 @@ pub(crate) fn router(
         .route("/metrics", limited(get(metrics)))
         .route("/metrics/vm/{vm}", limited(get(vm_metrics)))
         .route("/-/ready", limited(get(ready)))
+        .route("/live", get(assets::page))
+        .route("/live/{part}", get(assets::part))
+        .route("/live/events", get(move || watch(Arc::clone(&hub))))
         .route("/-/healthy", get(|| async { "Healthy\n" }));
     if let Some(sender) = reload {
         let handler = move || reload_now(sender.clone());
@@ -151,8 +157,35 @@ async fn admit(State(gate): State<Gate>, request: Request, next: Next) -> Respon
             (StatusCode::UNAUTHORIZED, challenge, "Unauthorized\n").into_response()
         }
     };
-    response.headers_mut().extend(web.headers);
+    let headers = response.headers_mut();
+    let fixed = [
+        (
+            header::CONTENT_SECURITY_POLICY,
+            assets::CONTENT_SECURITY_POLICY,
+        ),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (header::REFERRER_POLICY, "no-referrer"),
+    ];
+    headers.extend(fixed.map(|(name, value)| (name, HeaderValue::from_static(value))));
+    // Last: what the operator sets replaces ours.
+    headers.extend(web.headers);
     response
+}
+
+/// Server-sent events of the live page.
+async fn watch(hub: Arc<Hub>) -> Response {
+    let Some(events) = hub.watch() else {
+        let wait = [(header::RETRY_AFTER, "5")];
+        let text = "All places for live views are taken; try again later\n";
+        return (StatusCode::SERVICE_UNAVAILABLE, wait, text).into_response();
+    };
+    let headers = [
+        (header::CONTENT_TYPE, "text/event-stream"),
+        (header::CACHE_CONTROL, "no-store"),
+        // Proxies that gather answers would gather for ever.
+        (HeaderName::from_static("x-accel-buffering"), "no"),
+    ];
+    (headers, events).into_response()
 }
 
 async fn limit(State(gate): State<Gate>, request: Request, next: Next) -> Response {

@@ -9,7 +9,8 @@
 //! Each scrape looks at every source once, on a thread that may block ([`Reading`]): the stats socket
 //! of vmm-ecs, and the host itself, which needs no vmm-ecs ([`HostCollector`]). A custom collector
 //! makes the metrics from it ([`Exporter`]). Every family comes from one table, [`catalogue`], which
-//! docs/metrics.md is generated from. [`serve`] puts it on HTTP.
+//! docs/metrics.md is generated from. [`serve`] puts it on HTTP. People look at the same readings
+//! with [`top`] and the live page ([`live`]).
 //!
 //! # Invariants
 //! - A VM that is gone leaves no series; one that two sources see is one VM.
@@ -24,6 +25,7 @@
 //! counters need CAP_PERFMON, and without it their collector says so.
 #![forbid(unsafe_code)]
 
+mod assets;
 pub mod catalogue;
 mod collector;
 mod config;
@@ -33,6 +35,7 @@ mod families;
 mod file;
 pub mod host;
 mod http;
+pub mod live;
 pub mod mixin;
 mod negotiate;
 mod openmetrics;
@@ -41,6 +44,7 @@ mod process;
 mod reading;
 mod server;
 mod systemd;
+pub mod top;
 mod web;
 
 pub use collector::Scope;

@@ -12,20 +12,14 @@ const HEAD: &str = "<!doctype html>
 <meta charset=\"utf-8\">
 <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">
 <title>ecs-exporter</title>
-<style>
-:root { color-scheme: light dark; }
-body { font: 1rem/1.5 system-ui, sans-serif; max-width: 44rem; margin: 2rem auto; padding: 0 1rem;
-  background: light-dark(#fff, #16181d); color: light-dark(#1b1f24, #e3e6ea); }
-a { color: light-dark(#0b57d0, #8ab4f8); }
-.bad { color: light-dark(#b3261e, #f2b8b5); }
-footer { margin-top: 2rem; font-size: 0.875rem; opacity: 0.8; }
-</style>
+<link rel=\"stylesheet\" href=\"/live/style.css\">
 </head>
 <body>
 <main>
 <h1>ecs-exporter</h1>
 <p>Prometheus metrics of vmm-ecs: slice extensions, critical preemptions and fairness per VM.</p>
 <ul>
+<li><a href=\"/live\">Live</a>: VMs and host as they are now</li>
 <li><a href=\"/metrics\">Metrics</a></li>
 <li><a href=\"/-/healthy\">Healthy</a></li>
 <li><a href=\"/-/ready\">Ready</a></li>

@@ -25,6 +25,7 @@ use crate::connections::{Connections, Seat};
 use crate::exporter::{Exporter, ScrapeError, chain};
 use crate::file::FileError;
 use crate::http::{self, Gate, Reload};
+use crate::live::hub::Hub;
 use crate::systemd;
 use crate::web::{Web, WebError, WebSource};
 
@@ -87,7 +88,8 @@ pub async fn serve(
     let (reload, reloads) = channel::channel(1);
     let gate = Gate::new(Arc::clone(&web), limits.requests);
     let lifecycle = config.lifecycle.then_some(reload);
-    let router = http::router(Arc::clone(&exporter), gate, lifecycle);
+    let hub = Hub::new(limits.live_views);
+    let router = http::router(Arc::clone(&exporter), gate, Arc::clone(&hub), lifecycle);
     let graceful = Arc::new(GracefulShutdown::new());
     let connections = Connections::new(limits.connections);
     let mut tasks = JoinSet::new();
@@ -101,6 +103,7 @@ pub async fn serve(
         tasks.spawn(accept(listener, door, Arc::clone(&graceful)));
     }
     tasks.spawn(ask_apis(Arc::clone(&exporter)));
+    tasks.spawn(Arc::clone(&hub).run(Arc::clone(&exporter)));
     tasks.spawn(follow_reloads(exporter, loader, config, reloads));
     tasks.spawn(systemd::watchdog());
     info!(addresses = ?addrs, "Listening");
@@ -110,6 +113,7 @@ pub async fn serve(
     shutdown.await;
     info!("Stopping");
     systemd::stopping();
+    hub.close();
     // Closes the listeners; connections are tasks of their own.
     tasks.shutdown().await;
     if let Some(graceful) = Arc::into_inner(graceful)
@@ -234,6 +238,7 @@ fn needs_restart(running: &Config, new: &Config) -> bool {
             write_timeout,
             connections,
             requests,
+            live_views,
             drain,
             max_series: _,
         } = config.limits;
@@ -244,7 +249,7 @@ fn needs_restart(running: &Config, new: &Config) -> bool {
                 config.web_config.clone(),
             ),
             (config.lifecycle, header_timeout, write_timeout),
-            (connections, requests, drain),
+            (connections, requests, live_views, drain),
         )
     };
     fixed(running) != fixed(new)

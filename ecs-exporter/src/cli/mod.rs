@@ -4,6 +4,7 @@ mod check;
 mod health;
 mod serve;
 mod source;
+mod top;
 
 use std::io::{self, IsTerminal, Write};
 use std::net::SocketAddr;
@@ -57,6 +58,8 @@ enum Command {
         #[command(flatten)]
         source: SourceArgs,
     },
+    /// Show the VMs as top does, or as text with -b.
+    Top(top::TopArgs),
     /// Print the catalogue of metrics as Markdown.
     MetricsDoc,
     /// Write the Grafana dashboards.
@@ -95,8 +98,13 @@ struct MixinArgs {
 
 pub(crate) fn run() -> anyhow::Result<ExitCode> {
     let cli = Cli::parse();
-    let filter = EnvFilter::try_new(&cli.log)
-        .with_context(|| format!("--log.level {:?} is no tracing filter; try info", cli.log))?;
+    let log = match &cli.command {
+        // It would write over the screen, which tells of problems itself.
+        Command::Top(args) if !args.batch => "off",
+        _ => &cli.log,
+    };
+    let filter = EnvFilter::try_new(log)
+        .with_context(|| format!("--log.level {log:?} is no tracing filter; try info"))?;
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_ansi(io::stderr().is_terminal())
@@ -111,6 +119,7 @@ pub(crate) fn run() -> anyhow::Result<ExitCode> {
             openmetrics,
             source,
         } => return scrape(vm, openmetrics, &source),
+        Command::Top(args) => top::run(&args)?,
         Command::MetricsDoc => print(&ecs_exporter::catalogue::markdown())?,
         Command::Dashboards(args) => write_mixin(|name| !name.starts_with("rules/"), &args)?,
         Command::Rules(args) => write_mixin(|name| name.starts_with("rules/"), &args)?,

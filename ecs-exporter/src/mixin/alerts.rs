@@ -135,8 +135,9 @@ fn extensions(t: &Thresholds) -> Vec<Alert> {
     vec![
         alert("EcsDebtNotRepaid", Warning, Vm)
             .when(format!(
-                "ecs_vm_debt_seconds > {}\n  and deriv(ecs_vm_debt_seconds[{}]) > 0",
-                t.debt_seconds, t.debt_window
+                "ecs_vm_debt_seconds\n  > on(job, instance) group_left() \
+                 ({} * ecs_host_debt_limit_seconds)\n  and deriv(ecs_vm_debt_seconds[{}]) > 0",
+                t.debt_ratio, t.debt_window
             ))
             .lasting(t.debt_for)
             .says(

@@ -142,8 +142,8 @@ thresholds! {
     /// How long before EcsJainIndexLow.
     jain_for: Span = Span::minutes(15);
 
-    /// Debt of a VM, in seconds, above which it must not grow.
-    debt_seconds: f64 = 0.05;
+    /// Debt of a VM, as a part of the host's limit, above which it must not grow.
+    debt_ratio: f64 = 0.6;
     /// Window in which the debt's growth is seen.
     debt_window: Span = Span::minutes(30);
     /// How long before EcsDebtNotRepaid.

@@ -8,6 +8,7 @@
     reason = "each test binary uses a part of it"
 )]
 
+pub mod browser;
 pub mod servers;
 pub mod tools;
 

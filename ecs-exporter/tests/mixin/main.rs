@@ -8,6 +8,7 @@ mod alertmanager;
 mod deploy;
 mod federation;
 mod files;
+mod helm;
 mod names;
 mod panels;
 mod rules;

@@ -144,11 +144,6 @@ fn hosts(t: &Thresholds) -> Panel {
         "percentunit",
         &[(ORANGE, t.cost_ratio)],
     )
-    .column(
-        "Largest debt",
-        "instance:ecs_debt_seconds:max{@}",
-        "s",
-        &[(ORANGE, t.debt_seconds)],
-    )
+    .column("Largest debt", "instance:ecs_debt_seconds:max{@}", "s", &[])
     .link(Link::Host)
 }

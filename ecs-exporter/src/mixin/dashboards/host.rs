@@ -88,12 +88,7 @@ pub(in crate::mixin) fn host(t: &Thresholds) -> Dashboard {
             "percentunit",
             &[(ORANGE, t.cost_ratio)],
         )
-        .column(
-            "Debt",
-            "ecs_vm_debt_seconds{@}",
-            "s",
-            &[(ORANGE, t.debt_seconds)],
-        )
+        .column("Debt", "ecs_vm_debt_seconds{@}", "s", &[])
         .column("Weight", "ecs_vm_weight_ratio{@}", "percentunit", &[])
         .link(Link::Vm),
     )

@@ -67,8 +67,7 @@ pub(in crate::mixin) fn vm(t: &Thresholds) -> Dashboard {
     .panel(
         Panel::stat("Debt", "Extension time not yet taken back.")
             .query("ecs_vm_debt_seconds{@}", "debt")
-            .unit("s")
-            .limits(&[(ORANGE, t.debt_seconds)]),
+            .unit("s"),
     )
     .panel(
         Panel::stat("Extensions", "Whether policy lets the VM have extensions.")
@@ -207,8 +206,7 @@ pub(in crate::mixin) fn vm(t: &Thresholds) -> Dashboard {
     .panel(
         Panel::graph("Debt", "Extension time not yet taken back.")
             .query("ecs_vm_debt_seconds{@}", "debt")
-            .unit("s")
-            .limits(&[(ORANGE, t.debt_seconds)]),
+            .unit("s"),
     )
     .row("Guest")
     .panel(
