@@ -77,7 +77,14 @@ mod tests {
 
     #[test]
     fn nonsense_is_no_limit() {
-        for text in ["", "max", "0 100000", "5 0", "a b", "18446744073709551615 1"] {
+        for text in [
+            "",
+            "max",
+            "0 100000",
+            "5 0",
+            "a b",
+            "18446744073709551615 1",
+        ] {
             assert_eq!(parse_max(text), None, "{text:?}");
         }
     }

@@ -9,8 +9,8 @@ use libbpf_rs::skel::{OpenSkel, SkelBuilder};
 use libbpf_rs::{Link, MapCore, MapFlags, OpenObject};
 
 use super::ScxError;
-use super::compiled::{EcsSkel, EcsSkelBuilder};
 pub(crate) use super::compiled::types;
+use super::compiled::{EcsSkel, EcsSkelBuilder};
 use crate::sys::{Tid, thread_fd};
 
 /// Places for VMs, and for the vCPUs of one; `ECS_MAX_*` of `bpf/shared.h`.
@@ -228,7 +228,11 @@ impl Program {
     pub(crate) fn remove_thread(&self, tid: Tid) {
         // It may have ended before: then there is nothing to remove.
         if let Ok(thread) = thread_fd(tid) {
-            let _ = self.skel.maps.threads.delete(&thread.as_raw_fd().to_ne_bytes());
+            let _ = self
+                .skel
+                .maps
+                .threads
+                .delete(&thread.as_raw_fd().to_ne_bytes());
         }
     }
 

@@ -24,7 +24,13 @@ mod kernel;
 mod probe;
 
 /// The loader that is generated from `bpf/`.
-#[allow(clippy::all, clippy::pedantic, clippy::restriction, missing_docs, unreachable_pub)]
+#[allow(
+    clippy::all,
+    clippy::pedantic,
+    clippy::restriction,
+    missing_docs,
+    unreachable_pub
+)]
 mod compiled {
     include!(concat!(env!("OUT_DIR"), "/ecs.skel.rs"));
 }
@@ -174,9 +180,7 @@ impl ScxController {
             threads: Vec::new(),
             host: Host::read("scx", "full"),
         };
-        controller.spawn("ecs-scx", {
-            move || look_after(&inner, &program, &stop)
-        })?;
+        controller.spawn("ecs-scx", { move || look_after(&inner, &program, &stop) })?;
         Ok(controller)
     }
 
@@ -222,7 +226,8 @@ impl Controller for ScxController {
         let entry = inner.state.vms.get_mut(vm).and_then(Option::take);
         self.program.set_vm(vm, &types::ecs_vm_config::default());
         for vcpu in 0..MAX_VCPUS {
-            self.program.set_vcpu(vm, vcpu, &types::ecs_vcpu_config::default());
+            self.program
+                .set_vcpu(vm, vcpu, &types::ecs_vcpu_config::default());
         }
         drop(inner);
         wait_for_programs();

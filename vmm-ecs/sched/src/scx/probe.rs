@@ -68,7 +68,10 @@ fn functions() -> Result<String, String> {
     if missing.is_empty() {
         Ok("all there".to_owned())
     } else {
-        Err(format!("missing: {}; a newer kernel has them", missing.join(", ")))
+        Err(format!(
+            "missing: {}; a newer kernel has them",
+            missing.join(", ")
+        ))
     }
 }
 
@@ -77,7 +80,10 @@ fn cgroups() -> Result<String, String> {
     if controllers.split_whitespace().any(|name| name == "cpu") {
         Ok("cpu.weight and cpu.max of a VM's cgroup are kept".to_owned())
     } else {
-        Ok("no cgroup v2 with the cpu controller: weights are those of the configuration".to_owned())
+        Ok(
+            "no cgroup v2 with the cpu controller: weights are those of the configuration"
+                .to_owned(),
+        )
     }
 }
 
