@@ -341,6 +341,7 @@ fn the_kernel_reads_slots_as_this_side_does() {
     let seen = std::cell::RefCell::new(Seen::default());
     let config = Config {
         cases: ROUNDS,
+        max_shrink_iters: 300,
         failure_persistence: None,
         ..Config::default()
     };
