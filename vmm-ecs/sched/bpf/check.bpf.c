@@ -191,3 +191,17 @@ COST(cost_decide, ({
 	decide(0, &in, &decision);
 	result += decision.kind;
 }))
+
+/* What a look that lets the vCPU run on adds at a tick or dispatch, with nobody in a queue. */
+COST(cost_decision, ({
+	struct ecs_input in = { .others = 1 };
+	struct ecs_decision decision;
+	__u64 now_ns = bpf_ktime_get_ns();
+
+	result += vcpu_number(bpf_get_current_task_btf());
+	result += read_snapshot(0, &in.snap);
+	in.queue = queue_place(0, &in.snap);
+	in.ran_ns = now_ns & 1;
+	decide(0, &in, &decision);
+	result += decision.kind;
+}))

@@ -18,6 +18,9 @@ mod guest;
 #[path = "parity/host.rs"]
 mod host;
 #[cfg(feature = "scx")]
+#[path = "kernel/memory.rs"]
+mod memory;
+#[cfg(feature = "scx")]
 #[path = "parity/op.rs"]
 mod op;
 #[cfg(feature = "scx")]

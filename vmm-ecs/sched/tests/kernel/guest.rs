@@ -4,34 +4,19 @@ use std::sync::Arc;
 
 use ecs_abi::*;
 use ecs_policy::{CsSnapshot, Params, Wait};
-use ecs_shm::{GuestMem, SlotCounters, VcpuSlots};
+use ecs_shm::{SlotCounters, VcpuSlots};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestError, TestRunner};
-use vm_memory::{
-    Bytes, FileOffset, GuestAddress, GuestMemoryRegion, GuestRegionMmap, MemoryRegionAddress,
-};
+use vm_memory::{Bytes, GuestAddress};
 
 use crate::checker::{Checker, types};
+use crate::memory::{
+    FORBIDDEN, Guest, HOST_LINES, LINES, LOCKS, PAGE, REGIONS, WORDS, is_forbidden,
+};
 
 /// Rounds of reads, and vCPUs that are read in each.
 const ROUNDS: u32 = 500;
 const VCPUS: usize = 256;
-
-const PAGE: u64 = 4096;
-/// Guest memory: address and size. Two lie side by side, one has no whole number of pages.
-const REGIONS: [(u64, u64); 4] = [
-    (0, 32 * PAGE),
-    (0x10_0000, 2 * PAGE),
-    (0x10_2000, PAGE),
-    (0x4000_0000, PAGE + 4),
-];
-/// Lines of guests, words, and words that are waited for, in the first region.
-const LINES: u64 = PAGE;
-const HOST_LINES: u64 = LINES + 4 * PAGE;
-const WORDS: u64 = HOST_LINES + 4 * PAGE;
-const LOCKS: u64 = WORDS + PAGE;
-/// A page that the VMM's process has no access to.
-const FORBIDDEN: u64 = 20 * PAGE;
 
 /// What one vCPU's guest has registered, and written.
 #[derive(Debug, Clone)]
@@ -51,8 +36,8 @@ struct Slot {
 
 fn count() -> impl Strategy<Value = u32> {
     prop_oneof![
-        6 => Just(0),
-        2 => 1u32..4,
+        12 => Just(0),
+        4 => 1u32..4,
         1 => (1u32 << 20) - 1..=(1 << 20) + 1,
         1 => any::<u32>(),
     ]
@@ -62,7 +47,7 @@ fn address() -> impl Strategy<Value = u64> {
     let end = prop::sample::select(REGIONS.map(|(at, len)| at + len).to_vec());
     let start = prop::sample::select(REGIONS.map(|(at, _)| at).to_vec());
     prop_oneof![
-        12 => (0u64..512).prop_map(|word| LOCKS + word * 8),
+        20 => (0u64..512).prop_map(|word| LOCKS + word * 8),
         3 => (0u64..PAGE).prop_map(|at| LOCKS + at),
         2 => (0u64..512).prop_map(|word| FORBIDDEN + word * 8),
         2 => (end, 0u64..24).prop_map(|(end, back)| end + 8 - back),
@@ -105,8 +90,8 @@ fn line() -> impl Strategy<Value = VirtioEcsGuestLine> {
         1 => Just(0),
         1 => any::<u64>(),
     ];
-    let holder = prop_oneof![4 => 0u32..4, 2 => 255u32..=257, 1 => any::<u32>()];
-    let width = prop_oneof![4 => Just(4), 4 => Just(8), 1 => 0u32..17, 1 => any::<u32>()];
+    let holder = prop_oneof![12 => 0u32..4, 2 => 255u32..=257, 1 => any::<u32>()];
+    let width = prop_oneof![6 => Just(4), 10 => Just(8), 1 => 0u32..17, 1 => any::<u32>()];
     (
         (count(), count(), waiting, idle),
         (address(), mask, any::<u64>()),
@@ -153,79 +138,7 @@ fn slot() -> impl Strategy<Value = Slot> {
         )
 }
 
-fn is_forbidden(addr: u64) -> bool {
-    (FORBIDDEN..FORBIDDEN + PAGE).contains(&addr)
-}
-
-/// Guest memory twice, as it is shared: for this side, and as the VMM has it.
-struct Guest {
-    ours: Arc<GuestMem>,
-    vmm: Vec<Arc<GuestRegionMmap<()>>>,
-}
-
 impl Guest {
-    fn new() -> Self {
-        let (ours, vmm): (Vec<_>, Vec<_>) = REGIONS
-            .iter()
-            .map(|&(at, len)| {
-                let file = tempfile::tempfile().unwrap();
-                file.set_len(len.next_multiple_of(PAGE)).unwrap();
-                let map = || {
-                    let file = FileOffset::new(file.try_clone().unwrap(), 0);
-                    let len = usize::try_from(len).unwrap();
-                    Arc::new(
-                        GuestRegionMmap::from_range(GuestAddress(at), len, Some(file)).unwrap(),
-                    )
-                };
-                (map(), map())
-            })
-            .unzip();
-        let guest = Self {
-            ours: Arc::new(GuestMem::new(ours).unwrap()),
-            vmm,
-        };
-        // A page that nobody has touched is not there for the kernel, which does not wait for it.
-        for (region, (_, len)) in guest.vmm.iter().zip(REGIONS) {
-            for page in (0..len).step_by(PAGE as usize) {
-                let _: u8 = region.read_obj(MemoryRegionAddress(page)).unwrap();
-            }
-        }
-        let page = guest.user(FORBIDDEN).unwrap();
-        // SAFETY: a page of the mapping above, which nobody in this process reads or writes through
-        // that mapping any more.
-        let result =
-            unsafe { libc::mprotect(page as *mut libc::c_void, PAGE as usize, libc::PROT_NONE) };
-        assert_eq!(result, 0);
-        guest
-    }
-
-    /// Where the VMM has an address.
-    fn user(&self, gpa: u64) -> Option<u64> {
-        let region = self.vmm.iter().find(|region| {
-            gpa.checked_sub(region.start_addr().0)
-                .is_some_and(|offset| offset < region.len())
-        })?;
-        let offset = gpa - region.start_addr().0;
-        let address = region
-            .get_host_address(MemoryRegionAddress(offset))
-            .unwrap();
-        Some(address as u64)
-    }
-
-    fn config(&self, nr_vcpus: usize) -> types::ecs_vm_config {
-        let mut config = types::ecs_vm_config {
-            epoch: 1,
-            nr_vcpus: nr_vcpus.try_into().unwrap(),
-            nr_regions: REGIONS.len().try_into().unwrap(),
-            ..types::ecs_vm_config::default()
-        };
-        for (place, (gpa, len)) in config.regions.iter_mut().zip(REGIONS) {
-            let user = self.user(gpa).unwrap();
-            *place = types::ecs_region { gpa, len, user };
-        }
-        config
-    }
-
     /// Writes what a vCPU's guest writes, and says where.
     fn write(&self, vcpu: usize, slot: &Slot) -> VirtioEcsRegister {
         let at = vcpu as u64;
@@ -314,6 +227,20 @@ fn in_words(snap: &CsSnapshot) -> types::ecs_snapshot {
         idle: u8::from(snap.idle),
         reserved: 0,
     }
+}
+
+/// Every field.
+fn words_of((snap, error): &(types::ecs_snapshot, i32)) -> [u64; 8] {
+    [
+        snap.lock,
+        snap.wait.into(),
+        snap.holder.into(),
+        snap.non_preemptable.into(),
+        snap.preemptable.into(),
+        snap.blocked.into(),
+        snap.idle.into(),
+        i64::from(*error).cast_unsigned(),
+    ]
 }
 
 /// How often each kind of answer came: a comparison of faults alone would be worth nothing.
