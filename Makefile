@@ -10,10 +10,12 @@ demo: setup
 
 # Everything this machine can check; what it cannot is listed at the end.
 test: setup
+	-@sh xtask/scx.sh install
 	@cargo xtask test
 
 # The same, with the slow cases.
 test-full: setup
+	-@sh xtask/scx.sh install
 	@cargo xtask test-full
 
 # Not by cargo: without a linker cargo cannot build a thing.

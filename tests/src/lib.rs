@@ -32,7 +32,7 @@ mod rig;
 mod vm;
 
 pub use daemon::Daemon;
-pub use program::{release_program, static_test, workspace_program};
+pub use program::{release_program, scx_program, static_test, workspace_program};
 pub use rig::Rig;
 pub use vm::TestVm;
 

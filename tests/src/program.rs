@@ -24,6 +24,29 @@ pub fn release_program(name: &str) -> anyhow::Result<PathBuf> {
     build(name, "release")
 }
 
+/// Builds `vmm-ecs` as it is released, with the controller in the kernel; the reason where this
+/// machine cannot build that.
+///
+/// # Errors
+/// If cargo cannot build it, with cargo's own words.
+pub fn scx_program() -> anyhow::Result<Result<PathBuf, String>> {
+    match scx_is_missing()? {
+        Some(reason) => Ok(Err(reason)),
+        None => Ok(Ok(release_program("vmm-ecs")?)),
+    }
+}
+
+/// Why the feature `scx` cannot be built here; `None` where it can.
+fn scx_is_missing() -> anyhow::Result<Option<String>> {
+    let output = Command::new("sh")
+        .arg("xtask/scx.sh")
+        .current_dir(crate::root())
+        .output()
+        .context("Cannot run sh")?;
+    let said = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+    Ok((!output.status.success()).then_some(said))
+}
+
 /// Builds a test program of a package, with all its libraries in it, for a guest that has none, and
 /// returns its path.
 ///
@@ -44,6 +67,10 @@ fn build(name: &str, profile: &str) -> anyhow::Result<PathBuf> {
     command
         .args(["build", "--package", name, "--bin", name])
         .args(["--profile", profile]);
+    // One and the same program in all tests: building it twice takes a minute.
+    if name == "vmm-ecs" && scx_is_missing()?.is_none() {
+        command.args(["--features", "scx"]);
+    }
     executable(command, name)
 }
 

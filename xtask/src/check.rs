@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use anyhow::Context;
 
-use crate::cargo;
+use crate::{cargo, features};
 use crate::tally::Tally;
 
 /// One cargo command that must succeed.
@@ -15,6 +15,8 @@ struct Step {
     environment: &'static [(&'static str, &'static str)],
     /// Cargo command and rustup component it needs, beyond what every Rust has.
     needs: Option<(&'static str, &'static str)>,
+    /// Whether it takes features, as many as can be built here.
+    with_features: bool,
 }
 
 const STEPS: [Step; 3] = [
@@ -23,25 +25,21 @@ const STEPS: [Step; 3] = [
         arguments: &["fmt", "--all", "--check"],
         environment: &[],
         needs: Some(("fmt", "rustfmt")),
+        with_features: false,
     },
     Step {
         name: "clippy",
-        arguments: &[
-            "clippy",
-            "--workspace",
-            "--all-targets",
-            "--",
-            "-D",
-            "warnings",
-        ],
+        arguments: &["clippy", "--workspace", "--all-targets"],
         environment: &[],
         needs: Some(("clippy", "clippy")),
+        with_features: true,
     },
     Step {
         name: "doc",
         arguments: &["doc", "--workspace", "--no-deps"],
         environment: &[("RUSTDOCFLAGS", "-D warnings")],
         needs: None,
+        with_features: true,
     },
 ];
 
@@ -62,7 +60,14 @@ pub(crate) fn run() -> anyhow::Result<Tally> {
             continue;
         }
         let start = Instant::now();
-        let success = cargo(step.arguments)
+        let mut command = cargo(step.arguments);
+        if step.with_features {
+            command.args(features()?);
+        }
+        if step.name == "clippy" {
+            command.args(["--", "-D", "warnings"]);
+        }
+        let success = command
             .envs(step.environment.iter().copied())
             .status()
             .with_context(|| format!("Cannot run cargo {}", step.name))?

@@ -26,6 +26,7 @@ mod test;
 use std::ffi::OsString;
 use std::path::Path;
 use std::process::{Command, ExitCode};
+use std::sync::OnceLock;
 
 use anyhow::Context;
 use tally::Tally;
@@ -81,6 +82,23 @@ fn script(path: &str) -> anyhow::Result<bool> {
         .status()
         .with_context(|| format!("Cannot run sh {path}"))?;
     Ok(status.success())
+}
+
+/// Cargo features that this machine can build: `scx` needs clang. Says once what is missing.
+fn features() -> anyhow::Result<&'static [&'static str]> {
+    static FOUND: OnceLock<bool> = OnceLock::new();
+    let found = match FOUND.get() {
+        Some(found) => *found,
+        None => {
+            let found = script("xtask/scx.sh")?;
+            *FOUND.get_or_init(|| found)
+        }
+    };
+    Ok(if found {
+        &["--features", "vmm-ecs/scx"]
+    } else {
+        &[]
+    })
 }
 
 /// Prints what failed, what was skipped, and the totals as the last line.

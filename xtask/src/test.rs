@@ -5,7 +5,7 @@ use std::process::Stdio;
 
 use anyhow::Context;
 
-use crate::cargo;
+use crate::{cargo, features};
 use crate::libtest::Reader;
 use crate::tally::Tally;
 
@@ -29,7 +29,8 @@ const SERIAL_PACKAGE: &str = "ecs-tests";
 /// # Errors
 /// Only if cargo cannot be run at all.
 pub(crate) fn run(extent: Extent) -> anyhow::Result<Tally> {
-    let parallel = ["--workspace", "--exclude", SERIAL_PACKAGE];
+    let mut parallel = vec!["--workspace", "--exclude", SERIAL_PACKAGE];
+    parallel.extend(features()?);
     let serial = ["--package", SERIAL_PACKAGE];
     let first = run_group(extent, &parallel, &[])?;
     Ok(first.and(run_group(extent, &serial, &["--test-threads=1"])?))

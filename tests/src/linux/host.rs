@@ -21,6 +21,9 @@ pub struct Host {
     pub programs: Vec<PathBuf>,
     /// Other files to have: which, and where.
     pub files: Vec<(PathBuf, String)>,
+    /// Time goes by the instructions executed, 8 ns each, and jumps over what would be waited for:
+    /// whatever else the machine does changes nothing. CPUs then take turns.
+    pub count_instructions: bool,
 }
 
 impl Default for Host {
@@ -31,6 +34,7 @@ impl Default for Host {
             append: String::new(),
             programs: Vec::new(),
             files: Vec::new(),
+            count_instructions: false,
         }
     }
 }
@@ -57,17 +61,19 @@ impl HostVm {
         }
         // KVM inside: the emulator has AMD's virtualization, and does well with nested paging only.
         files.add_module(kernel, "kvm-amd")?;
-        let arguments = [
-            "-accel",
-            "tcg,thread=multi,tb-size=512",
-            "-cpu",
-            "qemu64,+svm,+npt",
-        ];
+        let accelerator = if host.count_instructions {
+            "-accel tcg,thread=single,tb-size=512 -icount shift=3,sleep=off"
+        } else {
+            "-accel tcg,thread=multi,tb-size=512"
+        };
+        let arguments = accelerator
+            .split(' ')
+            .chain(["-cpu", "qemu64,+svm,+npt"]);
         let hardware = Hardware {
             cpus: host.cpus,
             memory: host.memory,
             append: host.append.clone(),
-            arguments: arguments.map(str::to_owned).to_vec(),
+            arguments: arguments.map(str::to_owned).collect(),
         };
         let mut shell = Shell::boot(parts, kernel, &files, &hardware)?;
         for needed in ["/dev/kvm", "/sys/kernel/sched_ext/state"] {

@@ -69,6 +69,10 @@ pub struct Outcome {
     pub ops_per_s: Vec<f64>,
     /// Kind of vCPUs, and why.
     pub vcpus_are: String,
+    /// The longest extension, us; 0 where nobody says.
+    pub extension_max_us: u64,
+    /// Largest deviation of a VM's CPU time from its entitlement, percent; none in a short run.
+    pub share_deviation_percent: Option<f64>,
     /// Counters of all VMs over the run, by name: the demo's.
     counters: Value,
 }
@@ -157,6 +161,11 @@ fn demo(host: &mut HostVm, arm: &Arm, load: &Load) -> anyhow::Result<Outcome> {
             .and_then(Value::as_str)
             .unwrap_or_default()
             .to_owned(),
+        extension_max_us: run
+            .get("extension_max_us")
+            .and_then(Value::as_u64)
+            .unwrap_or_default(),
+        share_deviation_percent: run.get("share_deviation_percent").and_then(Value::as_f64),
         counters: counters.clone(),
     })
 }

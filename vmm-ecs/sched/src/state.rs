@@ -362,6 +362,8 @@ pub(crate) struct HostCounters {
     pub(crate) rotations: u64,
     pub(crate) doorbells: u64,
     pub(crate) extension: [Histogram; 3],
+    /// The longest extension, ns; 0 where it is not kept.
+    pub(crate) extension_max_ns: u64,
     pub(crate) critical_stall: Histogram,
     pub(crate) decision: Histogram,
     /// Why nothing steers any more.

@@ -35,6 +35,7 @@ pub(crate) fn snapshot(state: &State, host: &Host) -> Snapshot {
             extension_np,
             extension_p,
             extension_wait,
+            extension_max_ns: state.host.extension_max_ns,
             critical_stall: state.host.critical_stall.clone(),
             decision: state.host.decision.clone(),
             ended: state.host.ended.clone(),

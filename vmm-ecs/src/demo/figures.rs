@@ -51,6 +51,9 @@ pub(crate) struct RunReport {
     pub(crate) controller_cpu_percent: f64,
     /// Median of the decision time, ns: upper bound of its histogram bucket.
     pub(crate) decision_median_ns: u64,
+    /// The longest extension since the daemon started, us; 0 where the controller does not say.
+    #[serde(default)]
+    pub(crate) extension_max_us: u64,
     /// Controller that ran.
     pub(crate) controller: String,
 }
@@ -228,6 +231,7 @@ pub(super) fn summary(
         share_deviation_percent: worst,
         counters: RunCounters::of(after).since(&RunCounters::of(before)),
         controller_cpu_percent: controller_ns as f64 / 1e9 / seconds / nr_pcpus * 100.0,
+        extension_max_us: after.host.extension_max_ns / 1000,
         decision_median_ns: after.host.decision.quantile_ns(0.5).unwrap_or_default(),
         controller: format!("{} {}", after.host.controller, after.host.mechanism),
         vcpus_are: String::new(),

@@ -57,6 +57,9 @@ pub struct HostStats {
     pub extension_p: Histogram,
     /// Time from grant to end of an extension, waiters whose head ran.
     pub extension_wait: Histogram,
+    /// The longest extension, ns; 0 where the controller does not say.
+    #[serde(default)]
+    pub extension_max_ns: u64,
     /// Time a vCPU was off the CPU while inside a critical section.
     pub critical_stall: Histogram,
     /// Time one decision took.

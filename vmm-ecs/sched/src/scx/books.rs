@@ -61,6 +61,7 @@ fn collect_host(state: &mut State, program: &Program) {
         host.critical_stall.merge(&histogram(&cpu.critical_stall));
         host.decision.merge(&histogram(&cpu.decision));
         host.doorbells += cpu.doorbells;
+        host.extension_max_ns = host.extension_max_ns.max(cpu.extended_max_ns);
     }
 }
 
