@@ -123,27 +123,33 @@ impl Host {
         Vec::new()
     }
 
+    /// Ledger and counters of one VM.
+    pub(crate) fn books(&self, vm: usize) -> Vec<u64> {
+        let (ledger, counters) = (&self.vms[vm].ledger, &self.vms[vm].counters);
+        let mut books = vec![
+            u64::from(ledger.weight()),
+            ledger.vtime_ns(),
+            ledger.cpu_ns(),
+            ledger.extension_ns(),
+            ledger.penalty_ns(),
+            ledger.forgiven_ns(),
+            ledger.debt_ns(),
+            counters.requests,
+        ];
+        books.extend(counters.grants);
+        books.extend(counters.denials);
+        books.extend(counters.ended);
+        books.extend([
+            counters.running,
+            counters.stepped_aside,
+            counters.handed_back,
+        ]);
+        books
+    }
+
     fn show(&self, answer: &mut Vec<u64>) {
-        for (vm, vcpus) in self.vms.iter().zip(&self.vcpus) {
-            let (ledger, counters) = (&vm.ledger, &vm.counters);
-            answer.extend([
-                u64::from(ledger.weight()),
-                ledger.vtime_ns(),
-                ledger.cpu_ns(),
-                ledger.extension_ns(),
-                ledger.penalty_ns(),
-                ledger.forgiven_ns(),
-                ledger.debt_ns(),
-                counters.requests,
-            ]);
-            answer.extend(counters.grants);
-            answer.extend(counters.denials);
-            answer.extend(counters.ended);
-            answer.extend([
-                counters.running,
-                counters.stepped_aside,
-                counters.handed_back,
-            ]);
+        for (vm, vcpus) in self.vcpus.iter().enumerate() {
+            answer.extend(self.books(vm));
             for vcpu in vcpus {
                 answer.extend([vcpu.cooldown.into(), vcpu.streak.into(), vcpu.credit_ns]);
             }
