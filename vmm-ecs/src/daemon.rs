@@ -334,6 +334,13 @@ fn record(
 ) -> std::io::Result<()> {
     use std::io::Write;
 
+    for program in controller.upgrade().iter().flat_map(|of| of.programs()) {
+        writeln!(
+            file,
+            "program {} {} {} {}",
+            program.name, program.verified_insns, program.translated, program.machine
+        )?;
+    }
     while let Some(controller) = controller.upgrade() {
         let records = controller.records().map_err(std::io::Error::other)?;
         let text: String = records.iter().map(|record| format!("{record}\n")).collect();

@@ -15,11 +15,11 @@ mod memory;
 mod costs {
     use ecs_abi::*;
     use ecs_policy::Params;
-    use libbpf_rs::ProgramMut;
+    use libbpf_rs::{MapCore, MapFlags, ProgramMut};
     use vm_memory::{Bytes, GuestAddress};
 
     use crate::checker::{Checker, types};
-    use crate::memory::{Guest, LINES, LOCKS, WORDS};
+    use crate::memory::{Guest, HOST_LINES, LINES, LOCKS, WORDS};
 
     /// Rounds of a loop, and loops of each kind.
     const ROUNDS: u32 = 2000;
@@ -70,6 +70,20 @@ mod costs {
         };
     }
 
+    /// Says that this thread, the first of the process, is vCPU 0, and where its host line is.
+    fn name_thread(checker: &Checker, host_line: u64) {
+        let mut value = [0; 16];
+        value[..4].copy_from_slice(&1u32.to_ne_bytes());
+        value[8..].copy_from_slice(&host_line.to_ne_bytes());
+        // SAFETY: the call takes two integers; the descriptor stays open to the end.
+        let thread = unsafe { libc::syscall(libc::SYS_pidfd_open, libc::getpid(), 0) };
+        let thread = i32::try_from(thread).unwrap();
+        let threads = &checker.skel.maps.threads;
+        threads
+            .update(&thread.to_ne_bytes(), &value, MapFlags::ANY)
+            .unwrap();
+    }
+
     pub(crate) fn run() {
         let mut checker = match Checker::load(&Params::default()) {
             Ok(checker) => checker,
@@ -79,6 +93,7 @@ mod costs {
             }
         };
         let guest = Guest::new();
+        name_thread(&checker, guest.user(HOST_LINES).unwrap());
         let waits = VirtioEcsGuestLine {
             waiting: VIRTIO_ECS_WAIT_SPIN,
             wait_addr: LOCKS,
@@ -94,6 +109,8 @@ mod costs {
         print("the clock", &clock, base);
         let thread = measure(&mut checker, |checker| &checker.skel.progs.cost_thread);
         print("finding the vCPU of a thread", &thread, base);
+        let pinned = measure(&mut checker, |checker| &checker.skel.progs.cost_pinned);
+        print("the same, and a line in a pinned page", &pinned, base);
 
         for (what, line, format) in [
             (

@@ -205,3 +205,14 @@ COST(cost_decision, ({
 	decide(0, &in, &decision);
 	result += decision.kind;
 }))
+
+/* A line in a page that the kernel has pinned for the programs: nobody reads guests this way yet. */
+COST(cost_pinned, ({
+	struct ecs_thread *thread = thread_of(bpf_get_current_task_btf());
+	struct virtio_ecs_host_line *line = thread ? thread->host : NULL;
+
+	if (line) {
+		result += line->granted + line->yield + line->preempted + line->overloaded;
+		result += line->nr_grants + line->reserved0 + line->reserved1;
+	}
+}))

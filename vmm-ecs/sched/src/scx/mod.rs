@@ -23,6 +23,7 @@ mod cgroup;
 mod kernel;
 mod probe;
 mod records;
+mod sizes;
 
 /// The loader that is generated from `bpf/`.
 #[allow(
@@ -46,6 +47,7 @@ use ecs_stats::Snapshot;
 
 pub use probe::probe;
 pub use records::Record;
+pub use sizes::ProgramSize;
 
 use crate::entitle::Entitlement;
 use crate::pimutex::PiMutex;
@@ -200,6 +202,12 @@ impl ScxController {
     /// The ring cannot be read.
     pub fn records(&self) -> Result<Vec<Record>, ScxError> {
         records::take(&self.program)
+    }
+
+    /// How long its programs are.
+    #[must_use]
+    pub fn programs(&self) -> Vec<ProgramSize> {
+        self.program.sizes()
     }
 
     /// Operations that found no room in the ring.
