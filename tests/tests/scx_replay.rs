@@ -2,8 +2,11 @@
 //! every book is the same.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 
+// Other tests use the rest of them.
+#[allow(dead_code)]
 #[path = "../../vmm-ecs/sched/tests/parity/host.rs"]
 mod host;
+#[allow(dead_code)]
 #[path = "../../vmm-ecs/sched/tests/parity/op.rs"]
 mod op;
 

@@ -344,7 +344,7 @@ fn record(
     while let Some(controller) = controller.upgrade() {
         let records = controller.records().map_err(std::io::Error::other)?;
         let text: String = records.iter().map(|record| format!("{record}\n")).collect();
-        write!(file, "{text}lost {}\n", controller.records_lost())?;
+        writeln!(file, "{text}lost {}", controller.records_lost())?;
         drop(controller);
         std::thread::sleep(std::time::Duration::from_millis(20));
     }

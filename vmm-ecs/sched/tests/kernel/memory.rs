@@ -1,5 +1,7 @@
 //! Guest memory, as it is shared: for this side, and as the VMM's process has it.
 
+use std::fs::File;
+use std::os::fd::FromRawFd;
 use std::sync::Arc;
 
 use ecs_shm::GuestMem;
@@ -25,8 +27,13 @@ pub(crate) const LOCKS: u64 = WORDS + PAGE;
 /// A page that the VMM's process has no access to.
 pub(crate) const FORBIDDEN: u64 = 20 * PAGE;
 
-pub(crate) fn is_forbidden(addr: u64) -> bool {
-    (FORBIDDEN..FORBIDDEN + PAGE).contains(&addr)
+/// Memory that two mappings share, and that the kernel can pin.
+fn memfd() -> File {
+    // SAFETY: the name is a C string.
+    let fd = unsafe { libc::memfd_create(c"guest".as_ptr(), libc::MFD_CLOEXEC) };
+    assert!(fd >= 0, "{}", std::io::Error::last_os_error());
+    // SAFETY: a new descriptor that nobody else owns.
+    unsafe { File::from_raw_fd(fd) }
 }
 
 /// Both mappings.
@@ -40,7 +47,7 @@ impl Guest {
         let (ours, vmm): (Vec<_>, Vec<_>) = REGIONS
             .iter()
             .map(|&(at, len)| {
-                let file = tempfile::tempfile().unwrap();
+                let file = memfd();
                 file.set_len(len.next_multiple_of(PAGE)).unwrap();
                 let map = || {
                     let file = FileOffset::new(file.try_clone().unwrap(), 0);

@@ -59,7 +59,7 @@ fn the_kernel_decides_and_books_as_the_policy_does() {
         failure_persistence: None,
         ..Config::default()
     };
-    let nr = std::cell::Cell::new(0);
+    let (nr, grants) = (std::cell::Cell::new(0), std::cell::Cell::new(0));
     let result = TestRunner::new(config).run(&draw::history(LENGTH), |ops| {
         let theirs = run(&mut checker.borrow_mut(), &ops);
         let mut host = Host::new(VMS, VCPUS, SLOTS);
@@ -67,11 +67,14 @@ fn the_kernel_decides_and_books_as_the_policy_does() {
             prop_assert_eq!(&host.apply(op), theirs, "{:?}", op);
         }
         nr.set(nr.get() + ops.len());
+        let granted = host.vms().iter().flat_map(|vm| vm.counters.grants);
+        grants.set(grants.get() + granted.sum::<u64>());
         Ok(())
     });
     // Without the whole input, which is long.
     if let Err(TestError::Fail(reason, _)) = result {
         panic!("{reason}");
     }
-    println!("{HISTORIES} histories, {} operations", nr.get());
+    println!("{} operations, {} grants", nr.get(), grants.get());
+    assert!(grants.get() > 100);
 }

@@ -190,25 +190,3 @@ fn stays() -> Input {
         urgent: false,
     }
 }
-
-/// A short history with one grant.
-pub(crate) fn granted() -> [Op; 4] {
-    [
-        Op::Params(Params::default()),
-        Op::New {
-            vm: 0,
-            weight: 100,
-            vclock_ns: 0,
-        },
-        Op::Begin {
-            slot: 0,
-            vm: 0,
-            vcpu: 0,
-            bonus_ns: 0,
-        },
-        Op::Look {
-            slot: 0,
-            input: stays(),
-        },
-    ]
-}
