@@ -151,5 +151,5 @@ fn replay(vms: &[Recording]) {
         grants += policy.vms()[index].counters.grants.iter().sum::<u64>();
     }
     println!("{ops} operations, {decisions} decisions, {grants} grants, {books} times the books");
-    assert!(decisions > 500 && grants > 50 && books > 50);
+    assert!(decisions > 500 && grants > 50 && books > 10);
 }
