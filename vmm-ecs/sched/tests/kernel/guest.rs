@@ -13,7 +13,9 @@ use crate::checker::{Checker, types};
 use crate::memory::{FORBIDDEN, Guest, HOST_LINES, LINES, LOCKS, PAGE, REGIONS, WORDS};
 
 /// Rounds of reads, and vCPUs that are read in each.
-const ROUNDS: u32 = 400;
+const ROUNDS: u32 = 40;
+/// Rounds when slow cases were asked for: more than 100 000 reads.
+const ROUNDS_FULL: u32 = 400;
 const VCPUS: usize = 256;
 
 /// What one vCPU's guest has registered, and written.
@@ -268,8 +270,11 @@ fn the_kernel_reads_slots_as_this_side_does() {
     checker.shared().vm_configs[0] = guest.config(VCPUS);
     let checker = std::cell::RefCell::new(checker);
     let seen = std::cell::RefCell::new(Seen::default());
+    let full =
+        std::env::var_os("ECS_TEST_FULL").is_some_and(|value| !value.is_empty() && value != "0");
+    let rounds = if full { ROUNDS_FULL } else { ROUNDS };
     let config = Config {
-        cases: ROUNDS,
+        cases: rounds,
         max_shrink_iters: 300,
         failure_persistence: None,
         ..Config::default()
@@ -300,9 +305,11 @@ fn the_kernel_reads_slots_as_this_side_does() {
             let theirs = checker.shared().check_reads[vcpu];
             let (snap, error) = ours.as_ref().map(expected).unwrap_or_default();
             let ours = (in_words(&snap), -i32::from(error));
-            let text = |(snap, error): (types::ecs_snapshot, i32)| format!("{snap:?} {error}");
             let theirs = (theirs.snap, theirs.error);
-            prop_assert_eq!(text(ours), text(theirs), "vCPU {} {:?}", vcpu, slot);
+            if words_of(&ours) != words_of(&theirs) {
+                let text = format!("vCPU {vcpu}: {ours:?}, in the kernel {theirs:?}: {slot:?}");
+                return Err(TestCaseError::fail(text));
+            }
             seen.reads += 1;
             seen.errors += u32::from(error);
             seen.unregistered += u32::from(!slot.is_registered);
@@ -317,7 +324,7 @@ fn the_kernel_reads_slots_as_this_side_does() {
     }
     let seen = seen.into_inner();
     println!("{seen:?}");
-    assert!(seen.reads >= 100_000, "{seen:?}");
+    assert!(seen.reads as usize >= rounds as usize * VCPUS, "{seen:?}");
     for kind in [seen.errors, seen.unregistered, seen.sections] {
         assert!(kind > seen.reads / 50, "{seen:?}");
     }
