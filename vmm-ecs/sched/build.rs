@@ -29,12 +29,15 @@ mod scx {
             arguments.push("-I".into());
             arguments.push(dir.as_os_str().to_owned());
         }
-        SkeletonBuilder::new()
-            .source(root.join("bpf/ecs.bpf.c"))
-            .clang(clang())
-            .clang_args(arguments)
-            .build_and_generate(out.join("ecs.skel.rs"))
-            .unwrap_or_else(|error| panic!("Cannot build the sched_ext scheduler: {error:#}"));
+        // The scheduler, and what tests and benchmarks run in any kernel.
+        for name in ["ecs", "check"] {
+            SkeletonBuilder::new()
+                .source(root.join(format!("bpf/{name}.bpf.c")))
+                .clang(clang())
+                .clang_args(arguments.clone())
+                .build_and_generate(out.join(format!("{name}.skel.rs")))
+                .unwrap_or_else(|error| panic!("Cannot build {name}.bpf.c: {error:#}"));
+        }
     }
 
     /// The newest clang there is, or the one in `$ECS_CLANG`.

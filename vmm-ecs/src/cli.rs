@@ -124,6 +124,9 @@ struct DemoArgs {
     /// How the userspace controller steers: rt, rt-strict or fair.
     #[arg(long, default_value = "rt")]
     mechanism: String,
+    /// Where the controller in the kernel records what it does to the books; of the last run.
+    #[arg(long, hide = true)]
+    record: Option<PathBuf>,
     /// What to compare, in this order.
     #[arg(long, value_enum, value_delimiter = ',', default_values_t = Arm::DEMO)]
     arms: Vec<Arm>,
@@ -260,6 +263,7 @@ fn run_demo(args: DemoArgs) -> anyhow::Result<ExitCode> {
             .with_context(|| format!("Cannot understand --policy {:?}", args.policy))?,
         pcpus: args.pcpus,
         mechanism: args.mechanism,
+        record: args.record,
         json: args.json,
         html: args.html,
         keep: args.keep,

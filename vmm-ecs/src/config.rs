@@ -68,6 +68,9 @@ pub(crate) struct HostSection {
     /// Controller `scx`: time a runnable thread may wait until the kernel goes back to its own
     /// scheduler, ms.
     pub(crate) scx_timeout_ms: u32,
+    /// Controller `scx`: a file for every operation on the books, to look for faults in them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) scx_record: Option<PathBuf>,
     /// Where sockets and state live.
     pub(crate) runtime_dir: PathBuf,
     /// Mode of every socket.
@@ -84,6 +87,7 @@ impl Default for HostSection {
             controller: ControllerChoice::Auto,
             mechanism: Mechanism::default().name().to_owned(),
             scx_timeout_ms: 10_000,
+            scx_record: None,
             runtime_dir: PathBuf::from("/run/vmm-ecs"),
             socket_mode: "0660".to_owned(),
             vms_dir: None,
@@ -196,9 +200,10 @@ pub(crate) struct Config {
 }
 
 /// What only the controller `scx` asks for.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 #[cfg_attr(not(feature = "scx"), allow(dead_code))]
 pub(crate) struct ScxSection {
+    pub(crate) record: Option<PathBuf>,
     pub(crate) timeout_ms: u32,
     pub(crate) look_ns: u64,
     pub(crate) step_aside: bool,
@@ -287,6 +292,7 @@ impl TryFrom<ConfigFile> for Config {
             vms_dir: host.vms_dir,
             params,
             scx: ScxSection {
+                record: host.scx_record,
                 timeout_ms: host.scx_timeout_ms,
                 look_ns: policy.look_us * 1000,
                 step_aside: policy.step_aside,

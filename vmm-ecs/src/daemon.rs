@@ -30,6 +30,9 @@ pub(crate) enum DaemonError {
     #[cfg(feature = "scx")]
     #[error("Cannot start the controller in the kernel")]
     Scx(#[from] ecs_sched::scx::ScxError),
+    #[cfg(feature = "scx")]
+    #[error("Cannot write what the controller records")]
+    Record(#[source] std::io::Error),
     #[cfg(not(feature = "scx"))]
     #[error("This vmm-ecs was built without sched_ext: build it with --features scx")]
     NoScx,
@@ -307,9 +310,45 @@ fn scx(config: &Config) -> Result<Arc<dyn Controller>, DaemonError> {
         step_aside: config.scx.step_aside,
         head_first: config.scx.head_first,
         apart: config.scx.apart,
+        record: config.scx.record.is_some(),
         timeout_ms: config.scx.timeout_ms,
     })?;
-    Ok(Arc::new(controller))
+    let controller = Arc::new(controller);
+    if let Some(path) = &config.scx.record {
+        let file = std::fs::File::create(path).map_err(DaemonError::Record)?;
+        let controller = Arc::downgrade(&controller);
+        std::thread::spawn(move || {
+            if let Err(error) = record(&controller, file) {
+                tracing::error!(%error, "The recording ends here");
+            }
+        });
+    }
+    Ok(controller)
+}
+
+/// Writes what the controller records, a line each, as long as the daemon lives.
+#[cfg(feature = "scx")]
+fn record(
+    controller: &std::sync::Weak<ecs_sched::scx::ScxController>,
+    mut file: std::fs::File,
+) -> std::io::Result<()> {
+    use std::io::Write;
+
+    for program in controller.upgrade().iter().flat_map(|of| of.programs()) {
+        writeln!(
+            file,
+            "program {} {} {} {}",
+            program.name, program.verified_insns, program.translated, program.machine
+        )?;
+    }
+    while let Some(controller) = controller.upgrade() {
+        let records = controller.records().map_err(std::io::Error::other)?;
+        let text: String = records.iter().map(|record| format!("{record}\n")).collect();
+        writeln!(file, "{text}lost {}", controller.records_lost())?;
+        drop(controller);
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    Ok(())
 }
 
 #[cfg(not(feature = "scx"))]

@@ -87,7 +87,12 @@ __noinline int read_wait(__u32 vm_index, const struct virtio_ecs_guest_line *lin
 		return -1;
 	}
 	snap->lock = addr;
-	snap->wait = (now & line->wait_mask) == line->wait_value ? ECS_WAIT_ENDED : ECS_WAIT_PENDING;
+	snap->wait = ECS_WAIT_PENDING;
+	if ((now & line->wait_mask) == line->wait_value) {
+		/* Whoever held the lock, nobody is waited for any more. */
+		snap->wait = ECS_WAIT_ENDED;
+		snap->holder = 0;
+	}
 	return 0;
 }
 

@@ -30,6 +30,7 @@ pub(crate) struct Bench {
     program: PathBuf,
     pcpus: CpuSet,
     mechanism: String,
+    record: Option<PathBuf>,
     controller: ControllerChoice,
     policy: PolicySection,
     scenario: Scenario,
@@ -57,6 +58,7 @@ impl Bench {
             program: std::env::current_exe().context("Cannot find our own program")?,
             pcpus,
             mechanism: options.mechanism.clone(),
+            record: options.record.clone(),
             controller: options.controller,
             policy: options.policy.clone(),
             scenario: options.scenario.clone(),
@@ -148,6 +150,7 @@ impl Bench {
         let mut file = ConfigFile::default();
         file.host.pcpus = Some(self.pcpus.to_string());
         file.host.mechanism.clone_from(&self.mechanism);
+        file.host.scx_record.clone_from(&self.record);
         file.host.runtime_dir = self.dir.path().to_owned();
         file.policy = self.policy.clone();
         arm.apply(&mut file, self.controller);

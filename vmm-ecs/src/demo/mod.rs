@@ -169,6 +169,8 @@ pub(crate) struct DemoOptions {
     pub(crate) alone: bool,
     pub(crate) pcpus: Option<String>,
     pub(crate) mechanism: String,
+    /// A file for the operations on the books.
+    pub(crate) record: Option<PathBuf>,
     pub(crate) json: Option<PathBuf>,
     pub(crate) html: Option<PathBuf>,
     pub(crate) keep: bool,

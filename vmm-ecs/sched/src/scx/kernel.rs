@@ -5,12 +5,13 @@ use std::os::fd::AsRawFd;
 use std::ptr::{NonNull, addr_of, addr_of_mut};
 
 use ecs_policy::Params;
-use libbpf_rs::skel::{OpenSkel, SkelBuilder};
+use libbpf_rs::skel::{OpenSkel, Skel, SkelBuilder};
 use libbpf_rs::{Link, MapCore, MapFlags, OpenObject};
 
 use super::ScxError;
 pub(crate) use super::compiled::types;
 use super::compiled::{EcsSkel, EcsSkelBuilder};
+use super::sizes::{self, ProgramSize};
 use crate::sys::{Tid, thread_fd};
 
 /// Places for VMs, and for the vCPUs of one; `ECS_MAX_*` of `bpf/shared.h`.
@@ -272,6 +273,11 @@ impl Program {
             // SAFETY: as in `vcpu`.
             unsafe { addr_of!((*self.bss.as_ptr()).cpu_stats[cpu]).read_volatile() }
         })
+    }
+
+    /// How long the programs are.
+    pub(crate) fn sizes(&self) -> Vec<ProgramSize> {
+        sizes::of(self.skel.object())
     }
 
     /// The ring of recorded operations.

@@ -22,6 +22,8 @@ mod books;
 mod cgroup;
 mod kernel;
 mod probe;
+mod records;
+mod sizes;
 
 /// The loader that is generated from `bpf/`.
 #[allow(
@@ -44,6 +46,8 @@ use ecs_policy::Params;
 use ecs_stats::Snapshot;
 
 pub use probe::probe;
+pub use records::Record;
+pub use sizes::ProgramSize;
 
 use crate::entitle::Entitlement;
 use crate::pimutex::PiMutex;
@@ -84,6 +88,9 @@ pub enum ScxError {
     /// A vCPU thread has ended, or this kernel knows no descriptors of threads (Linux 6.9).
     #[error("Cannot open a vCPU thread")]
     NoThread(#[source] std::io::Error),
+    /// The ring of records cannot be read.
+    #[error("Cannot read what the scheduler recorded")]
+    Records(#[source] libbpf_rs::Error),
     /// A thread cannot start.
     #[error("Cannot start a thread of the controller")]
     Spawn(#[source] std::io::Error),
@@ -110,6 +117,8 @@ pub struct ScxConfig {
     pub head_first: bool,
     /// VMs that wait for their own locks run on few CPUs at a time.
     pub apart: bool,
+    /// Every operation on the books is recorded: [`ScxController::records`].
+    pub record: bool,
     /// Time a runnable thread may wait until the kernel ends the scheduler, ms.
     pub timeout_ms: u32,
 }
@@ -122,6 +131,7 @@ impl Default for ScxConfig {
             step_aside: true,
             head_first: true,
             apart: true,
+            record: false,
             timeout_ms: 10_000,
         }
     }
@@ -162,7 +172,7 @@ impl ScxController {
             step_aside: config.step_aside,
             head_first: config.head_first,
             apart: config.apart,
-            record: false,
+            record: config.record,
             timeout_ms: config.timeout_ms,
         })?;
         program.attach()?;
@@ -180,8 +190,30 @@ impl ScxController {
             threads: Vec::new(),
             host: Host::read("scx", "full"),
         };
-        controller.spawn("ecs-scx", { move || look_after(&inner, &program, &stop) })?;
+        controller.spawn("ecs-scx", move || look_after(&inner, &program, &stop))?;
         Ok(controller)
+    }
+
+    /// The books of all VMs now, and every operation on them since the last call, or the start: those
+    /// of the last microseconds may come with the next call. Nothing unless the configuration says
+    /// `record`; to be called often enough for a ring of 16 MiB.
+    ///
+    /// # Errors
+    /// The ring cannot be read.
+    pub fn records(&self) -> Result<Vec<Record>, ScxError> {
+        records::take(&self.program)
+    }
+
+    /// How long its programs are.
+    #[must_use]
+    pub fn programs(&self) -> Vec<ProgramSize> {
+        self.program.sizes()
+    }
+
+    /// Operations that found no room in the ring.
+    #[must_use]
+    pub fn records_lost(&self) -> u64 {
+        records::lost(&self.program)
     }
 
     fn spawn(&mut self, name: &str, run: impl FnOnce() + Send + 'static) -> Result<(), ScxError> {

@@ -1,35 +1,22 @@
-//! Carries operations out with `ecs-policy`, and prints what the driver prints.
-
-use std::fmt::Write;
+//! Carries operations out with `ecs-policy`, and answers as `bpf/ops.h` does.
 
 use ecs_policy::{
     Counters, Decision, Leave, Ledger, Params, Turn, VcpuSet, VcpuState, Vm, is_urgent, pick,
     queue_of,
 };
 
-use crate::op::{Op, SLOTS, VCPUS, VMS};
+use crate::op::Op;
 
-/// The driver's words for "no section" and "no denial".
+/// The header's words for "no section" and "no denial".
 const NO_SECTION: u64 = 3;
 const NO_DENIAL: u64 = 4;
 
 #[derive(Debug)]
 pub(crate) struct Host {
     params: Params,
-    vms: [Vm; VMS],
-    vcpus: [[VcpuState; VCPUS]; VMS],
-    turns: [Option<(usize, usize, Turn)>; SLOTS],
-}
-
-impl Default for Host {
-    fn default() -> Self {
-        Self {
-            params: Params::default(),
-            vms: [new_vm(1, 0); VMS],
-            vcpus: Default::default(),
-            turns: [None; SLOTS],
-        }
-    }
+    vms: Vec<Vm>,
+    vcpus: Vec<Vec<VcpuState>>,
+    turns: Vec<Option<(usize, usize, Turn)>>,
 }
 
 fn new_vm(weight: u32, vclock_ns: u64) -> Vm {
@@ -41,18 +28,29 @@ fn new_vm(weight: u32, vclock_ns: u64) -> Vm {
 }
 
 impl Host {
-    /// Result and all books, as the driver prints them.
-    pub(crate) fn apply(&mut self, op: &Op) -> String {
-        let mut line: String = self.result(op).iter().map(|n| format!(" {n}")).collect();
-        self.show(&mut line);
-        line.trim().to_owned()
+    /// With that many places for VMs, vCPUs of each, and turns.
+    pub(crate) fn new(vms: usize, vcpus: usize, slots: usize) -> Self {
+        Self {
+            params: Params::default(),
+            vms: vec![new_vm(1, 0); vms],
+            vcpus: vec![vec![VcpuState::default(); vcpus]; vms],
+            turns: vec![None; slots],
+        }
     }
 
-    pub(crate) fn grants(&self) -> u64 {
-        self.vms.iter().flat_map(|vm| vm.counters.grants).sum()
+    /// Result and all books.
+    pub(crate) fn apply(&mut self, op: &Op) -> Vec<u64> {
+        let mut answer = self.result(op);
+        self.show(&mut answer);
+        answer
     }
 
-    fn result(&mut self, op: &Op) -> Vec<u64> {
+    pub(crate) fn vms(&self) -> &[Vm] {
+        &self.vms
+    }
+
+    /// The result alone.
+    pub(crate) fn result(&mut self, op: &Op) -> Vec<u64> {
         match op {
             Op::Params(params) => self.params = *params,
             &Op::New {
@@ -61,7 +59,7 @@ impl Host {
                 vclock_ns,
             } => {
                 self.vms[vm] = new_vm(weight, vclock_ns);
-                self.vcpus[vm] = Default::default();
+                self.vcpus[vm].fill(VcpuState::default());
                 for turn in &mut self.turns {
                     turn.take_if(|(of, ..)| *of == vm);
                 }
@@ -125,45 +123,42 @@ impl Host {
         Vec::new()
     }
 
-    fn show(&self, line: &mut String) {
-        for (vm, vcpus) in self.vms.iter().zip(&self.vcpus) {
-            let (ledger, counters) = (&vm.ledger, &vm.counters);
-            let books = [
-                u64::from(ledger.weight()),
-                ledger.vtime_ns(),
-                ledger.cpu_ns(),
-                ledger.extension_ns(),
-                ledger.penalty_ns(),
-                ledger.forgiven_ns(),
-                ledger.debt_ns(),
-                counters.requests,
-            ];
-            let last = [
-                counters.running,
-                counters.stepped_aside,
-                counters.handed_back,
-            ];
-            let vcpus = vcpus
-                .iter()
-                .flat_map(|vcpu| [vcpu.cooldown.into(), vcpu.streak.into(), vcpu.credit_ns]);
-            let numbers = books
-                .into_iter()
-                .chain(counters.grants)
-                .chain(counters.denials)
-                .chain(counters.ended)
-                .chain(last)
-                .chain(vcpus);
-            line.push_str(" | vm");
-            for number in numbers {
-                write!(line, " {number}").unwrap();
+    /// Ledger and counters of one VM.
+    pub(crate) fn books(&self, vm: usize) -> Vec<u64> {
+        let (ledger, counters) = (&self.vms[vm].ledger, &self.vms[vm].counters);
+        let mut books = vec![
+            u64::from(ledger.weight()),
+            ledger.vtime_ns(),
+            ledger.cpu_ns(),
+            ledger.extension_ns(),
+            ledger.penalty_ns(),
+            ledger.forgiven_ns(),
+            ledger.debt_ns(),
+            counters.requests,
+        ];
+        books.extend(counters.grants);
+        books.extend(counters.denials);
+        books.extend(counters.ended);
+        books.extend([
+            counters.running,
+            counters.stepped_aside,
+            counters.handed_back,
+        ]);
+        books
+    }
+
+    fn show(&self, answer: &mut Vec<u64>) {
+        for (vm, vcpus) in self.vcpus.iter().enumerate() {
+            answer.extend(self.books(vm));
+            for vcpu in vcpus {
+                answer.extend([vcpu.cooldown.into(), vcpu.streak.into(), vcpu.credit_ns]);
             }
         }
         for turn in &self.turns {
-            line.push_str(" | turn");
-            if let Some((.., turn)) = turn {
-                let (left, used) = (turn.left_ns(), turn.extension_used_ns());
-                write!(line, " {left} {} {used}", u8::from(turn.is_extended())).unwrap();
-            }
+            answer.extend(turn.as_ref().map_or([0; 4], |(.., turn)| {
+                let extended = u64::from(turn.is_extended());
+                [1, turn.left_ns(), extended, turn.extension_used_ns()]
+            }));
         }
     }
 }
