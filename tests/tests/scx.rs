@@ -405,6 +405,11 @@ fn a_thread_that_starves_ends_the_scheduler() {
         host.sh("vmm-ecs serve --config /tmp/ecs.toml >/tmp/serve.log 2>&1 & echo $!")
             .unwrap();
         wait_for(host, "enabled");
+        // What else keeps real-time threads from a whole CPU: their limit, and the deadline server.
+        host.sh(
+            "for file in /sys/kernel/debug/sched/ext_server/cpu*/runtime; do echo 0 >$file; done",
+        )
+        .unwrap();
         // Above every class of the fair kind, on one CPU; and a thread that can run nowhere else.
         host.sh("echo -1 >/proc/sys/kernel/sched_rt_runtime_us")
             .unwrap();

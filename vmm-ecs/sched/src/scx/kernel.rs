@@ -75,6 +75,8 @@ impl std::fmt::Debug for Program {
     }
 }
 
+// Places in raw arrays, which have no `get`: each index is compared with the array's length.
+#[allow(clippy::indexing_slicing)]
 impl Program {
     /// Loads the programs; the kernel's verifier has its say here.
     pub(crate) fn load(setup: &Setup) -> Result<Self, ScxError> {
@@ -113,7 +115,6 @@ impl Program {
             head_first: u8::from(setup.head_first),
             apart: u8::from(setup.apart),
             record: u8::from(setup.record),
-            ..types::ecs_setup::default()
         };
         if !setup.record {
             // The smallest ring there is.

@@ -11,7 +11,8 @@ use vm_memory::{
 
 use crate::checker::types;
 
-pub(crate) const PAGE: u64 = 4096;
+pub(crate) const PAGE: u64 = PAGE_BYTES as u64;
+const PAGE_BYTES: usize = 4096;
 /// Guest memory: address and size. Two lie side by side, one has no whole number of pages.
 pub(crate) const REGIONS: [(u64, u64); 4] = [
     (0, 32 * PAGE),
@@ -65,7 +66,7 @@ impl Guest {
         };
         // A page that nobody has touched is not there for the kernel, which does not wait for it.
         for (region, (_, len)) in guest.vmm.iter().zip(REGIONS) {
-            for page in (0..len).step_by(PAGE as usize) {
+            for page in (0..len).step_by(PAGE_BYTES) {
                 let _: u8 = region.read_obj(MemoryRegionAddress(page)).unwrap();
             }
         }
@@ -73,7 +74,7 @@ impl Guest {
         // SAFETY: a page of the mapping above, which nobody in this process reads or writes through
         // that mapping any more.
         let result =
-            unsafe { libc::mprotect(page as *mut libc::c_void, PAGE as usize, libc::PROT_NONE) };
+            unsafe { libc::mprotect(page as *mut libc::c_void, PAGE_BYTES, libc::PROT_NONE) };
         assert_eq!(result, 0);
         guest
     }

@@ -40,6 +40,7 @@ fn sample(scale: f64, name: &str) -> Report {
                 ..RunCounters::default()
             },
             controller_cpu_percent: 0.3 * scale,
+            extension_max_us: 0,
             decision_median_ns: of(512),
             controller: "userspace rr".to_owned(),
         }
