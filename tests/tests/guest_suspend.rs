@@ -26,8 +26,9 @@ fn wakings(guest: &Guest) -> usize {
     guest.console().matches("PM: suspend exit").count()
 }
 
-/// Waits until the machine is suspended, and wakes it up; QEMU does so by itself now and then.
-fn wake_up(guest: &Guest, wakings_before: usize) {
+/// Waits until the machine is suspended, and wakes it up; QEMU does so by itself now and then, which
+/// is then returned as `false`.
+fn wake_up(guest: &Guest, wakings_before: usize) -> bool {
     let asleep = until("the machine to be suspended", PATIENCE, || {
         let status = guest.monitor("query-status").ok()?;
         match status.get("status")?.as_str()? {
@@ -35,9 +36,11 @@ fn wake_up(guest: &Guest, wakings_before: usize) {
             _ => (wakings(guest) > wakings_before).then_some(false),
         }
     });
-    if asleep.unwrap_or_else(|error| panic!("{error:#}:\n{}", guest.console())) {
+    let asleep = asleep.unwrap_or_else(|error| panic!("{error:#}:\n{}", guest.console()));
+    if asleep {
         guest.monitor("system_wakeup").unwrap();
     }
+    asleep
 }
 
 /// Waits until it has slept well.
@@ -61,21 +64,24 @@ fn sleep(watch: &Watch, guest: &mut Guest, truth: &Truth, state: &str) {
         .sh(&format!("echo {wakes} >/sys/class/tty/ttyS1/power/wakeup"))
         .unwrap();
     fall_asleep(guest, state);
-    let start;
-    if state == "mem" {
-        wake_up(guest, wakings_before);
-        start = Instant::now();
+    // From when it took is known only where it was woken up from here.
+    let start = if state == "mem" {
+        wake_up(guest, wakings_before).then(Instant::now)
     } else {
         // What sleeps is not the host's to read: the driver has taken its lines back.
         watch.wait_for(&[], PATIENCE).unwrap();
         std::thread::sleep(DROWSY);
         assert_eq!(watch.registered(), Vec::<usize>::new());
         // What is sent to its shell wakes it up.
-        start = Instant::now();
+        let start = Instant::now();
         guest.hear_again().unwrap();
-    }
+        Some(start)
+    };
     watch.wait_for(&[0, 1, 2, 3], RETURN).unwrap();
-    println!("{state}: registered again after {:?}", start.elapsed());
+    match start {
+        Some(start) => println!("{state}: registered again after {:?}", start.elapsed()),
+        None => println!("{state}: registered again; it woke up by itself"),
+    }
     awake(guest);
     assert_eq!(wakings(guest), wakings_before + 1);
     assert_eq!(counter(guest, "registered"), registered + 4);

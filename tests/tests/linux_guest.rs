@@ -241,7 +241,7 @@ const LOADS: usize = 1000;
 fn a_thousand_loads_leave_nothing_behind() {
     let parts = parts!("a_thousand_loads_leave_nothing_behind");
     slow!("a_thousand_loads_leave_nothing_behind");
-    // One CPU, where the emulator makes no mistakes with patched code; it waits for no grace period.
+    // One CPU, where the emulator makes no mistakes with patched code; grace periods are expedited.
     let machine = Machine {
         cpus: 1,
         count_instructions: true,
