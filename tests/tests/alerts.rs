@@ -15,7 +15,7 @@ use ecs_exporter::mixin::{Span, Thresholds, files_with};
 use ecs_exporter::{Config, spawn_in_thread};
 use ecs_microvm::WorkloadKind;
 use ecs_tests::scheduling::Scheduling;
-use ecs_tests::{TestVm, rig, root};
+use ecs_tests::{TestVm, rig, root, slow};
 use serde_json::Value;
 
 /// How long an alert may take from its cause to the Alertmanager; it takes about 15 s.
@@ -72,6 +72,7 @@ fn give(vm: &TestVm, nice: i32, cpus: [u32; 2]) {
 
 #[test]
 fn a_vm_starved_by_a_fifth_is_reported_and_fair_ones_are_not() {
+    slow!("a_vm_starved_by_a_fifth_is_reported_and_fair_ones_are_not");
     let test = "a_vm_starved_by_a_fifth_is_reported_and_fair_ones_are_not";
     let (Some(prometheus), Some(alertmanager)) =
         (tools::prometheus(test), tools::alertmanager(test))

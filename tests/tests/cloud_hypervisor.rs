@@ -11,7 +11,7 @@ use std::time::Duration;
 use ecs_tests::linux::cases::KERNELS;
 use ecs_tests::linux::{Host, HostVm, Initramfs, Parts};
 use ecs_tests::process::until;
-use ecs_tests::{parts, release_program, skip};
+use ecs_tests::{parts, release_program, skip, slow};
 
 /// Time for anything in a guest of a guest.
 const PATIENCE: Duration = Duration::from_secs(180);
@@ -121,6 +121,7 @@ fn host(parts: &Parts, vm_kernel: &str, files: &Initramfs, vmm: &Path) -> Host {
 
 #[test]
 fn cloud_hypervisor_keeps_its_guest_registered() {
+    slow!("cloud_hypervisor_keeps_its_guest_registered");
     let name = "cloud_hypervisor_keeps_its_guest_registered";
     let parts = parts!(name);
     let Some(vmm) = cloud_hypervisor() else {

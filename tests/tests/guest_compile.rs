@@ -4,10 +4,11 @@
 
 use std::fs;
 
-use ecs_tests::{parts, root, skip};
+use ecs_tests::{parts, root, skip, slow};
 
 #[test]
 fn it_builds_for_6_1_for_preempt_rt_and_for_arm64() {
+    slow!("it_builds_for_6_1_for_preempt_rt_and_for_arm64");
     const NAME: &str = "it_builds_for_6_1_for_preempt_rt_and_for_arm64";
     let kernels = match parts!(NAME).headers() {
         Ok(kernels) => kernels,
@@ -30,6 +31,7 @@ fn it_builds_for_6_1_for_preempt_rt_and_for_arm64() {
 
 #[test]
 fn sparse_finds_nothing() {
+    slow!("sparse_finds_nothing");
     const NAME: &str = "sparse_finds_nothing";
     let kernels = match parts!(NAME).headers() {
         Ok(kernels) => kernels,
@@ -52,6 +54,7 @@ const NOT_FOR_US: &str =
 
 #[test]
 fn checkpatch_finds_nothing() {
+    slow!("checkpatch_finds_nothing");
     const NAME: &str = "checkpatch_finds_nothing";
     let kernel = match parts!(NAME).debug_kernel() {
         Ok(kernel) => kernel,

@@ -92,6 +92,7 @@ fn cases(report: &str) -> BTreeMap<String, bool> {
 
 #[test]
 fn every_kunit_case_passes() {
+    slow!("every_kunit_case_passes");
     const NAME: &str = "every_kunit_case_passes";
     let parts = parts!(NAME);
     let kernel = debug_kernel!(NAME, parts);

@@ -64,12 +64,14 @@ fn a_host_runs_vms_on_its_own_scheduler() {
 
 #[test]
 fn an_older_host_runs_vms_on_its_own_scheduler() {
+    slow!("an_older_host_runs_vms_on_its_own_scheduler");
     let parts = parts!("an_older_host_runs_vms_on_its_own_scheduler", "7.2");
     runs_our_programs(&parts, "7.2");
 }
 
 #[test]
 fn a_program_that_fails_or_hangs_is_told_so() {
+    slow!("a_program_that_fails_or_hangs_is_told_so");
     let parts = parts!("a_program_that_fails_or_hangs_is_told_so", "7.3");
     let kernel = parts.kernel("7.3").unwrap();
     HostVm::run(&parts, &kernel, &host(&[]), |host| {

@@ -116,6 +116,8 @@ pub fn fixture() -> Snapshot {
             extension_np: histogram(&[700, 900, 40_000]),
             extension_p: histogram(&[1_000_000]),
             extension_wait: histogram(&[]),
+            extension_max_ns: 1_000_000,
+            ended: None,
             critical_stall: histogram(&[3_000_000, 2_000_000_000]),
             decision: histogram(&[180, 200, 300]),
         },
