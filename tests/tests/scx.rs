@@ -135,6 +135,7 @@ fn vcpus_are_not_preempted_inside_sections() {
 
 #[test]
 fn shares_hold_whatever_a_guest_says() {
+    slow!("shares_hold_whatever_a_guest_says");
     let (parts, host) = host!("shares_hold_whatever_a_guest_says", "7.3");
     let kernel = parts.kernel("7.3").unwrap();
     HostVm::run(&parts, &kernel, &host, |host| {
@@ -420,7 +421,8 @@ fn it_comes_and_goes_under_load() {
 
 #[test]
 fn limits_and_weights_of_cgroups_hold() {
-    let (parts, host) = host!("limits_and_weights_of_cgroups_hold", "7.3");
+    slow!("limits_and_weights_of_cgroups_hold");
+    let (parts, host) = host!("limits_and_weights_of_cgroups_hold", "7.3", false);
     let kernel = parts.kernel("7.3").unwrap();
     HostVm::run(&parts, &kernel, &host, |host| {
         host.sh(
