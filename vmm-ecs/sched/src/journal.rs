@@ -329,8 +329,12 @@ mod tests {
             .unwrap();
         assert!(!is_dying(child.id()));
         child.kill().unwrap();
-        // Not yet waited for: it is dying, or a zombie.
-        assert!(is_dying(child.id()));
+        // Not yet waited for: it is dying, or a zombie, as soon as it has seen the signal.
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+        while !is_dying(child.id()) {
+            assert!(std::time::Instant::now() < deadline, "still alive");
+            std::thread::yield_now();
+        }
         child.wait().unwrap();
     }
 

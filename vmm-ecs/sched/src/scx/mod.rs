@@ -5,9 +5,9 @@
 //! vCPUs. A scheduler in the kernel decides where the vCPU would lose its CPU.
 //!
 //! # Approach
-//! `bpf/` is that scheduler, for the whole host. This side loads it ([`kernel`]), tells it which
+//! `bpf/` is that scheduler, for the whole host. This side loads it (`kernel`), tells it which
 //! threads are vCPUs and where their guests' words lie, and turns its books into statistics
-//! ([`books`]). Hints are written into guests' host lines where they arise: the kernel pins those
+//! (`books`). Hints are written into guests' host lines where they arise: the kernel pins those
 //! pages of guest memory for the programs. This side takes no decision and no part in one: stopped or
 //! slow, it delays none.
 //!
