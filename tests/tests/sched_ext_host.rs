@@ -8,14 +8,15 @@ use std::time::Duration;
 
 use ecs_tests::linux::side_by_side::{Arm, Load, Outcome, side_by_side};
 use ecs_tests::linux::{Host, HostVm, Parts};
-use ecs_tests::{parts, skip, slow, workspace_program};
+use ecs_tests::{parts, release_program, skip, slow};
 
 /// Time for a program that works a second.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A host with `vmm-ecs`, and these other programs.
 fn host(others: &[PathBuf]) -> Host {
-    let mut programs = vec![workspace_program("vmm-ecs").unwrap()];
+    // As released: the embedded KVM guest cannot run code with debug checks.
+    let mut programs = vec![release_program("vmm-ecs").unwrap()];
     programs.extend_from_slice(others);
     Host {
         programs,
@@ -29,11 +30,7 @@ fn runs_our_programs(parts: &Parts, name: &str) {
         assert_eq!(host.sched_ext().unwrap(), "disabled");
         let check = host.sh_within("vmm-ecs check", PATIENCE).unwrap();
         println!("{check}");
-        for (what, found) in [
-            ("kernel", kernel.version()),
-            ("/dev/kvm", "a probe passed"),
-            ("sched_ext", "disabled"),
-        ] {
+        for (what, found) in [("kernel", kernel.version()), ("/dev/kvm", "a probe passed")] {
             let line = check.lines().find(|line| line.starts_with(what)).unwrap();
             let rest = line.trim_start_matches(what).trim();
             assert!(rest.starts_with("yes") && rest.contains(found), "{line}");
