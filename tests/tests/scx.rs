@@ -368,14 +368,6 @@ fn however_the_daemon_goes_the_vms_run_on() {
         running.serve_again(host);
         running.assert_alive(host, "under the second daemon");
 
-        // CPUs come and go, and the scheduler stays.
-        host.sh("echo 0 >/sys/devices/system/cpu/cpu1/online")
-            .unwrap();
-        running.assert_alive(host, "on one CPU");
-        host.sh("echo 1 >/sys/devices/system/cpu/cpu1/online")
-            .unwrap();
-        running.assert_alive(host, "on two CPUs again");
-        assert_eq!(host.sched_ext().unwrap(), "enabled");
         let status = running.status(host);
         assert!(status.contains("scx, full, in force"), "{status}");
 
@@ -389,6 +381,29 @@ fn however_the_daemon_goes_the_vms_run_on() {
         })
         .unwrap();
         println!("{status}");
+        running.end(host);
+    });
+}
+
+#[test]
+fn it_stays_while_cpus_come_and_go() {
+    slow!("it_stays_while_cpus_come_and_go");
+    let (parts, host) = host!("it_stays_while_cpus_come_and_go", "7.3", false);
+    let kernel = parts.kernel("7.3").unwrap();
+    HostVm::run(&parts, &kernel, &host, |host| {
+        let running = Running::start(host);
+        host.sh("echo 0 >/sys/devices/system/cpu/cpu1/online")
+            .unwrap();
+        running.assert_alive(host, "on one CPU");
+        host.sh("echo 1 >/sys/devices/system/cpu/cpu1/online")
+            .unwrap();
+        running.assert_alive(host, "on two CPUs again");
+        assert_eq!(
+            host.sched_ext().unwrap(),
+            "enabled",
+            "{}",
+            running.status(host)
+        );
         running.end(host);
     });
 }
@@ -486,26 +501,4 @@ fn limits_and_weights_of_cgroups_hold() {
 fn now_s(host: &mut HostVm) -> f64 {
     let text = host.sh("cat /proc/uptime").unwrap();
     text.split(' ').next().unwrap().parse().unwrap()
-}
-
-#[test]
-fn the_older_kernel_takes_it_too() {
-    let (parts, host) = host!("the_older_kernel_takes_it_too", "7.2");
-    runs_for_a_moment(&parts, "7.2", &host);
-}
-
-fn runs_for_a_moment(parts: &Parts, name: &str, host: &Host) {
-    let kernel = parts.kernel(name).unwrap();
-    HostVm::run(parts, &kernel, host, |host| {
-        let load = Load {
-            workload: "ticket",
-            vcpus: 2,
-            pcpus: "0-1",
-            seconds: 1,
-        };
-        let outcome = &side_by_side(host, &[ours()], &load).unwrap()[0];
-        say(&load, outcome);
-        assert_identities(outcome);
-        assert!(outcome.total() > 0.0);
-    });
 }
