@@ -11,7 +11,7 @@
 use std::time::Duration;
 
 use ecs_tests::linux::side_by_side::{Arm, Load, Outcome, side_by_side};
-use ecs_tests::linux::{Host, HostVm, Parts};
+use ecs_tests::linux::{Host, HostVm};
 use ecs_tests::process::until;
 use ecs_tests::{parts, scx_program, skip, slow};
 use serde_json::Value;
