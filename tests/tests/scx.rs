@@ -350,6 +350,7 @@ fn logs(host: &mut HostVm) -> String {
 
 #[test]
 fn however_the_daemon_goes_the_vms_run_on() {
+    slow!("however_the_daemon_goes_the_vms_run_on");
     let (parts, host) = host!("however_the_daemon_goes_the_vms_run_on", "7.3", false);
     let kernel = parts.kernel("7.3").unwrap();
     HostVm::run(&parts, &kernel, &host, |host| {
