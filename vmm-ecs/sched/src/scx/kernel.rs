@@ -8,10 +8,10 @@ use ecs_policy::Params;
 use libbpf_rs::skel::{OpenSkel, Skel, SkelBuilder};
 use libbpf_rs::{Link, MapCore, MapFlags, OpenObject};
 
-use super::ScxError;
 pub(crate) use super::compiled::types;
 use super::compiled::{EcsSkel, EcsSkelBuilder};
 use super::sizes::{self, ProgramSize};
+use super::{ScxConfig, ScxError};
 use crate::sys::{Tid, thread_fd};
 
 /// Places for VMs, and for the vCPUs of one; `ECS_MAX_*` of `bpf/shared.h`.
@@ -28,18 +28,6 @@ const fn len<S, T, const N: usize>(_: fn(&S) -> &[T; N]) -> usize {
 
 /// Size of a page, bytes: x86-64 only.
 const PAGE: u32 = 4096;
-
-/// How the programs are to work, apart from the policy's parameters.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Setup {
-    pub(crate) params: Params,
-    pub(crate) look_ns: u64,
-    pub(crate) step_aside: bool,
-    pub(crate) head_first: bool,
-    pub(crate) apart: bool,
-    pub(crate) record: bool,
-    pub(crate) timeout_ms: u32,
-}
 
 /// Why the kernel ended the scheduler.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -79,10 +67,10 @@ impl std::fmt::Debug for Program {
 #[allow(clippy::indexing_slicing)]
 impl Program {
     /// Loads the programs; the kernel's verifier has its say here.
-    pub(crate) fn load(setup: &Setup) -> Result<Self, ScxError> {
+    pub(crate) fn load(config: &ScxConfig) -> Result<Self, ScxError> {
         let nr_cpus = libbpf_rs::num_possible_cpus().map_err(ScxError::Load)?;
         let storage = NonNull::from(Box::leak(Box::new(MaybeUninit::uninit())));
-        match Self::load_into(storage, setup, nr_cpus) {
+        match Self::load_into(storage, config, nr_cpus) {
             Ok(program) => Ok(program),
             Err(error) => {
                 // SAFETY: it came from a Box above, and what borrowed it has been dropped.
@@ -94,7 +82,7 @@ impl Program {
 
     fn load_into(
         mut storage: NonNull<MaybeUninit<OpenObject>>,
-        setup: &Setup,
+        config: &ScxConfig,
         nr_cpus: usize,
     ) -> Result<Self, ScxError> {
         // SAFETY: the storage is valid, and used by this skeleton alone, which is dropped before it.
@@ -102,21 +90,21 @@ impl Program {
         let mut open = EcsSkelBuilder::default()
             .open(place)
             .map_err(ScxError::Load)?;
-        open.struct_ops.ecs_ops_mut().timeout_ms = setup.timeout_ms;
+        open.struct_ops.ecs_ops_mut().timeout_ms = config.timeout_ms;
         let rodata = open.maps.rodata_data.as_deref_mut();
         let Some(rodata) = rodata else {
             return Err(ScxError::Broken("it has no constants"));
         };
         rodata.setup = types::ecs_setup {
-            params: params(&setup.params),
-            look_ns: setup.look_ns,
+            params: params(&config.params),
+            look_ns: config.look_ns,
             nr_cpus: u32::try_from(nr_cpus).unwrap_or(u32::MAX),
-            step_aside: u8::from(setup.step_aside),
-            head_first: u8::from(setup.head_first),
-            apart: u8::from(setup.apart),
-            record: u8::from(setup.record),
+            step_aside: u8::from(config.step_aside),
+            head_first: u8::from(config.head_first),
+            apart: u8::from(config.apart),
+            record: u8::from(config.record),
         };
-        if !setup.record {
+        if !config.record {
             // The smallest ring there is.
             open.maps
                 .records

@@ -55,7 +55,7 @@ use crate::state::{State, Vcpu, VcpuId, VmEntry, VmSpec};
 use crate::sys::{CpuSet, membarrier_all, now_ns, thread_cpu_ns};
 use crate::threads::vcpu_threads;
 use crate::{Controller, Host, roster, stats};
-use kernel::{MAX_REGIONS, MAX_VCPUS, MAX_VMS, Program, Setup, types};
+use kernel::{MAX_REGIONS, MAX_VCPUS, MAX_VMS, Program, types};
 
 /// Time between two signs of life to the guests.
 const BEAT: Duration = Duration::from_millis(20);
@@ -166,15 +166,7 @@ impl ScxController {
             return Err(ScxError::Missing);
         }
         let online = CpuSet::online().map_err(ScxError::Online)?;
-        let mut program = Program::load(&Setup {
-            params: config.params,
-            look_ns: config.look_ns,
-            step_aside: config.step_aside,
-            head_first: config.head_first,
-            apart: config.apart,
-            record: config.record,
-            timeout_ms: config.timeout_ms,
-        })?;
+        let mut program = Program::load(config)?;
         program.attach()?;
         let program = Arc::new(program);
         let inner = Arc::new(PiMutex::new(Inner {
