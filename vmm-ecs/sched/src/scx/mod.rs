@@ -302,14 +302,22 @@ impl Inner {
 
     /// Tells the programs all about a VM.
     fn publish(&self, index: usize, program: &Program) {
+        self.publish_vm(index, program);
+        let Some(vm) = self.state.vm(index) else {
+            return;
+        };
+        for vcpu in 0..MAX_VCPUS {
+            program.set_vcpu(index, vcpu, &vcpu_config_of(vm, vcpu));
+        }
+    }
+
+    /// Tells the programs what changes about a VM without a word of its device: threads, limits.
+    fn publish_vm(&self, index: usize, program: &Program) {
         let (Some(vm), Some(&epoch)) = (self.state.vm(index), self.epochs.get(index)) else {
             return;
         };
         program.set_nr_vms(self.state.vms.len());
         program.set_vm(index, &config_of(vm, epoch));
-        for vcpu in 0..MAX_VCPUS {
-            program.set_vcpu(index, vcpu, &vcpu_config_of(vm, vcpu));
-        }
     }
 
     /// Names every vCPU thread of a VM to the programs, with its host line.
@@ -353,7 +361,7 @@ impl Inner {
                 );
             }
             if !new.is_empty() {
-                self.publish(vm, program);
+                self.publish_vm(vm, program);
                 self.name_threads(vm, program);
             }
         }
@@ -362,7 +370,7 @@ impl Inner {
     /// Tells the programs of weights and limits that cgroups have now.
     fn publish_all(&mut self, program: &Program) {
         for index in 0..self.state.vms.len() {
-            self.publish(index, program);
+            self.publish_vm(index, program);
         }
     }
 
