@@ -15,7 +15,8 @@ mod memory;
 mod costs {
     use ecs_abi::*;
     use ecs_policy::Params;
-    use libbpf_rs::{MapCore, MapFlags, ProgramMut};
+    use ecs_shm::SlotAddresses;
+    use libbpf_rs::ProgramMut;
     use vm_memory::{Bytes, GuestAddress};
 
     use crate::checker::{Checker, types};
@@ -70,20 +71,6 @@ mod costs {
         };
     }
 
-    /// Says that this thread, the first of the process, is vCPU 0, and where its host line is.
-    fn name_thread(checker: &Checker, host_line: u64) {
-        let mut value = [0; 16];
-        value[..4].copy_from_slice(&1u32.to_ne_bytes());
-        value[8..].copy_from_slice(&host_line.to_ne_bytes());
-        // SAFETY: the call takes two integers; the descriptor stays open to the end.
-        let thread = unsafe { libc::syscall(libc::SYS_pidfd_open, libc::getpid(), 0) };
-        let thread = i32::try_from(thread).unwrap();
-        let threads = &checker.skel.maps.threads;
-        threads
-            .update(&thread.to_ne_bytes(), &value, MapFlags::ANY)
-            .unwrap();
-    }
-
     pub(crate) fn run() {
         let mut checker = match Checker::load(&Params::default()) {
             Ok(checker) => checker,
@@ -93,7 +80,13 @@ mod costs {
             }
         };
         let guest = Guest::new();
-        name_thread(&checker, guest.user(HOST_LINES).unwrap());
+        let at = |gpa| guest.user(gpa);
+        let words = SlotAddresses {
+            guest_line: at(LINES),
+            host_line: at(HOST_LINES),
+            word: at(WORDS),
+        };
+        checker.name_thread(0, words);
         let waits = VirtioEcsGuestLine {
             waiting: VIRTIO_ECS_WAIT_SPIN,
             wait_addr: LOCKS,
@@ -109,16 +102,7 @@ mod costs {
         print("the clock", &clock, base);
         let thread = measure(&mut checker, |checker| &checker.skel.progs.cost_thread);
         print("finding the vCPU of a thread", &thread, base);
-        // It was found, and the page below is the one.
-        assert_eq!(checker.shared().cost_result, u64::from(ROUNDS));
-        let host = VirtioEcsHostLine {
-            granted: 1,
-            ..VirtioEcsHostLine::default()
-        };
-        let at = GuestAddress(HOST_LINES);
-        guest.ours.map().write_slice(&host.to_bytes(), at).unwrap();
-        let pinned = measure(&mut checker, |checker| &checker.skel.progs.cost_pinned);
-        print("the same, and a line in a pinned page", &pinned, base);
+        // It was found.
         assert_eq!(checker.shared().cost_result, u64::from(ROUNDS));
 
         for (what, line, format) in [
@@ -145,6 +129,20 @@ mod costs {
             let costs = measure(&mut checker, |checker| &checker.skel.progs.cost_read);
             print(what, &costs, base);
         }
+        // In a section, which is seen each time.
+        let holds = VirtioEcsGuestLine {
+            np_count: 1,
+            ..VirtioEcsGuestLine::default()
+        };
+        write(&guest, 0, &holds);
+        register(&mut checker, &guest, 0, VIRTIO_ECS_WORD_X86_PREEMPT);
+        let pinned = measure(&mut checker, |checker| &checker.skel.progs.cost_pinned);
+        print(
+            "finding the vCPU, and its pinned line and word",
+            &pinned,
+            base,
+        );
+        assert_eq!(checker.shared().cost_result, u64::from(ROUNDS));
         for nr in [2, 4, 16] {
             checker.shared().vm_configs[0] = guest.config(nr);
             for vcpu in 0..nr as u64 {
@@ -158,18 +156,25 @@ mod costs {
                 base,
             );
         }
-        let decide = measure(&mut checker, |checker| &checker.skel.progs.cost_decide);
-        print("a decision to run on, with the books' lock", &decide, base);
-        let turn = measure(&mut checker, |checker| &checker.skel.progs.cost_turn);
-        print("a turn: its begin and two decisions", &turn, base);
+        let begin = measure(&mut checker, |checker| &checker.skel.progs.cost_begin);
+        print("a turn that begins, with the books' lock", &begin, base);
 
-        write(&guest, 0, &VirtioEcsGuestLine::default());
-        let whole = measure(&mut checker, |checker| &checker.skel.progs.cost_decision);
-        print(
-            "all of it: vCPU, clock, line and word, decision",
-            &whole,
-            base,
-        );
+        // Of the policy's decisions.
+        const KEEP: u64 = 0;
+        const LEAVE: u64 = 3;
+        for (line, what) in [
+            (VirtioEcsGuestLine::default(), "outside of sections"),
+            (holds, "in a section"),
+        ] {
+            write(&guest, 0, &line);
+            checker.run(|checker| &checker.skel.progs.cost_begin);
+            let look = measure(&mut checker, |checker| &checker.skel.progs.cost_look);
+            assert_eq!(checker.shared().cost_result, KEEP);
+            print(&format!("a whole look, {what}: it runs on"), &look, base);
+            let end = measure(&mut checker, |checker| &checker.skel.progs.cost_end);
+            assert_eq!(checker.shared().cost_result, LEAVE * u64::from(ROUNDS));
+            print(&format!("a whole look, {what}: it leaves"), &end, base);
+        }
     }
 }
 

@@ -109,19 +109,22 @@ struct check_read {
 
 struct check_read check_reads[MAX_READS];
 
-/* Reads all vCPUs of the first VM. */
+/* Reads all vCPUs of the first VM; the words of the one that the caller is are pinned. */
 SEC("syscall")
 int check_read(void *ctx)
 {
+	struct ecs_thread *thread = thread_of(bpf_get_current_task_btf());
 	int i;
 
 	bpf_for(i, 0, nr_vcpus_of(0)) {
 		struct check_read *read = AT(check_reads, i);
+		bool own = thread && thread->number == (__u32)i + 1;
 		struct ecs_snapshot snap;
 
 		if (!read)
 			break;
-		read->error = read_snapshot(i, &snap);
+		read->error = read_snapshot(i, own ? thread->line : NULL, own ? thread->word : NULL,
+					    &snap);
 		read->snap = snap;
 	}
 	return 0;
@@ -155,7 +158,7 @@ COST(cost_nothing, result += i)
 COST(cost_read, ({
 	struct ecs_snapshot snap;
 
-	result += read_snapshot(0, &snap);
+	result += read_snapshot(0, NULL, NULL, &snap);
 	result += snap.wait;
 }))
 
@@ -163,7 +166,7 @@ COST(cost_read, ({
 COST(cost_queue, ({
 	struct ecs_snapshot snap;
 
-	result += read_snapshot(0, &snap);
+	result += read_snapshot(0, NULL, NULL, &snap);
 	result += queue_place(0, &snap);
 }))
 
@@ -171,48 +174,38 @@ COST(cost_thread, result += vcpu_number(bpf_get_current_task_btf()))
 
 COST(cost_clock, result += bpf_ktime_get_ns())
 
-/* A turn of vCPU 0 that begins, is looked at with nothing to decide, and ends by the slice. */
-COST(cost_turn, ({
-	struct ecs_input in = { .others = 1 };
-	struct ecs_decision decision;
+/* The caller's own words, pinned. */
+COST(cost_pinned, ({
+	struct ecs_thread *thread = thread_of(bpf_get_current_task_btf());
+	struct ecs_snapshot snap;
 
-	begin_turn(0, 0);
-	decide(0, &in, &decision);
-	in.ran_ns = ECS_U64_MAX / 4;
-	decide(0, &in, &decision);
-	result += decision.kind;
+	if (thread) {
+		result += read_snapshot(0, thread->line, thread->word, &snap);
+		result += snap.non_preemptable;
+	}
 }))
 
-/* One decision that lets it run on, with its lock. */
-COST(cost_decide, ({
-	struct ecs_input in = { .others = 1, .ran_ns = 1 };
-	struct ecs_decision decision;
-
-	decide(0, &in, &decision);
-	result += decision.kind;
-}))
-
-/* What a look that lets the vCPU run on adds at a tick or dispatch, with nobody in a queue. */
-COST(cost_decision, ({
+/* What is added at a tick or dispatch, with nobody in a queue, when the vCPU has run for `ran_ns`. */
+static __u64 whole_look(__u64 ran_ns)
+{
 	struct ecs_input in = { .others = 1 };
 	struct ecs_decision decision;
 	__u64 now_ns = bpf_ktime_get_ns();
+	struct vcpu_ref ref;
 
-	result += vcpu_number(bpf_get_current_task_btf());
-	result += read_snapshot(0, &in.snap);
-	in.queue = queue_place(0, &in.snap);
-	in.ran_ns = now_ns & 1;
-	decide(0, &in, &decision);
-	result += decision.kind;
-}))
+	if (!vcpu_of(&ref, bpf_get_current_task_btf()))
+		return 0;
+	look_at(&ref, &in.snap);
+	in.queue = queue_place(ref.index, &in.snap);
+	in.ran_ns = ran_ns + (now_ns & 1);
+	decide(ref.index, ref.vcpu, &in, &decision);
+	return decision.kind;
+}
 
-/* A line in a page that the kernel has pinned for the programs: nobody reads guests this way yet. */
-COST(cost_pinned, ({
-	struct ecs_thread *thread = thread_of(bpf_get_current_task_btf());
-	struct virtio_ecs_host_line *line = thread ? thread->host : NULL;
+COST(cost_begin, result += begin_turn(0, 0))
 
-	if (line) {
-		result += line->granted + line->yield + line->preempted + line->overloaded;
-		result += line->nr_grants + line->reserved0 + line->reserved1;
-	}
-}))
+/* The turn goes on. */
+COST(cost_look, result += whole_look(0))
+
+/* It is over. */
+COST(cost_end, result += whole_look(ECS_U64_MAX / 4))

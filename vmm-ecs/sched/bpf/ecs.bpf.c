@@ -49,12 +49,6 @@ static void let_run_on(struct task_struct *p, struct ecs_cpu *cpu)
 	set_endless(cpu, true);
 }
 
-/* Time until the next look at a vCPU of a VM, ns; only VMs that use locks are looked at in a turn. */
-static __u64 first_look_ns(const struct ecs_vm_state *vm)
-{
-	return vm->lock_bound ? setup.look_ns : ECS_U64_MAX;
-}
-
 static void look_and_place(struct vcpu_ref *ref, struct ecs_input *in)
 {
 	look_at(ref, &in->snap);
@@ -196,7 +190,7 @@ static __noinline bool runs_on(struct task_struct *p, __u32 cpu, __u32 *first, _
 		in.others |= w.vm != NO_VM;
 	}
 	tell_overloaded(&ref, !alone);
-	if (decide(ref.index, &in, &decision))
+	if (decide(ref.index, ref.vcpu, &in, &decision))
 		return false;
 	if (!alone && stats)
 		observe(&stats->decision, bpf_ktime_get_ns() - now_ns);
@@ -232,7 +226,7 @@ static __noinline bool runs_on(struct task_struct *p, __u32 cpu, __u32 *first, _
 	if (ref.vm->lock_bound)
 		survey(ref.index, &in.snap, false);
 	ask(&ref, wanted_of(ref.vm, extended || in.urgent));
-	if (extended || in.urgent || !state->look_ns)
+	if (extended || in.urgent)
 		state->look_ns = setup.look_ns;
 	let_run(p, state, extended || in.urgent, decision.for_ns, now_ns);
 	return true;
@@ -399,7 +393,7 @@ void BPF_PROG(ecs_quiescent, struct task_struct *p, __u64 deq_flags)
 	 */
 	if (deq_flags & SCX_DEQ_SLEEP && ref.vcpu->in_turn) {
 		in.ran_ns = ref.vcpu->turn_ran_ns;
-		decide(ref.index, &in, &decision);
+		decide(ref.index, ref.vcpu, &in, &decision);
 		tell_granted(&ref, false);
 	}
 }

@@ -512,42 +512,11 @@ ECS_INLINE void ecs_keep(struct ecs_decision *d, __u64 for_ns)
 	d->for_ns = for_ns;
 }
 
-ECS_INLINE void ecs_turn_decide_extended(struct ecs_decision *d, struct ecs_turn *turn,
-					 const struct ecs_params *params, struct ecs_vm *vm,
-					 struct ecs_vcpu_state *vcpu, const struct ecs_input *in,
-					 __u32 section, _Bool hopeless)
-{
-	__u64 used_ns = ecs_add(turn->used_ns, in->ran_ns);
-	__u32 outcome;
-
-	if (!in->others) {
-		outcome = ECS_OUTCOME_ABORTED;
-		d->kind = ECS_RENEW;
-	} else if (hopeless) {
-		outcome = ECS_OUTCOME_REVOKED;
-		ecs_leave(d, ECS_LEAVE_HOPELESS);
-	} else if (section == ECS_SECTION_NONE) {
-		outcome = ECS_OUTCOME_YIELDED;
-		ecs_leave(d, ECS_LEAVE_YIELDED);
-	} else if (used_ns >= params->extension_ns) {
-		outcome = ECS_OUTCOME_EXPIRED;
-		ecs_leave(d, ECS_LEAVE_EXPIRED);
-	} else {
-		turn->used_ns = used_ns;
-		ecs_keep(d, params->extension_ns - used_ns);
-		return;
-	}
-	ecs_turn_end_extension(turn, params, vm, vcpu, in->ran_ns, outcome);
-}
-
+/* The turn is over in a section. */
 ECS_INLINE void ecs_turn_decide_at_end(struct ecs_decision *d, struct ecs_turn *turn,
 				       const struct ecs_params *params, struct ecs_vm *vm,
 				       struct ecs_vcpu_state *vcpu, __u32 section)
 {
-	if (section == ECS_SECTION_NONE) {
-		ecs_leave(d, ECS_LEAVE_SLICE_END);
-		return;
-	}
 	vm->counters.requests++;
 	d->denial = ecs_turn_refusal(turn, params, vm, vcpu);
 	switch (d->denial) {
@@ -581,6 +550,94 @@ ECS_INLINE void ecs_turn_decide_at_end(struct ecs_decision *d, struct ecs_turn *
 	ecs_leave(d, ECS_LEAVE_DENIED);
 }
 
+/*
+ * Decides what says nothing to the books of the VM, which then need no lock: false where they have a
+ * word in it, and nothing has changed.
+ */
+ECS_INLINE _Bool ecs_turn_decide_alone(struct ecs_decision *d, struct ecs_turn *turn,
+				       const struct ecs_params *params,
+				       struct ecs_vcpu_state *vcpu, const struct ecs_input *in)
+{
+	_Bool hopeless = params->queue_rules && in->queue == ECS_QUEUE_HOPELESS;
+	_Bool outside = ecs_section_of(params, &in->snap, in->queue) == ECS_SECTION_NONE;
+	_Bool hands_back = in->event == ECS_EVENT_HAND_BACK && outside;
+	__u64 ran_ns = ecs_add(turn->ran_ns, in->ran_ns);
+	__u64 used_ns = ecs_add(turn->used_ns, in->ran_ns);
+	__u64 left_ns = ecs_sub(turn->length_ns, ran_ns);
+
+	*d = (struct ecs_decision){ .section = ECS_SECTION_NONE, .denial = ECS_DENIAL_NONE };
+	if (ecs_turn_is_extended(turn)) {
+		if (in->event == ECS_EVENT_BLOCKED || !in->others || hopeless || outside ||
+		    used_ns >= params->extension_ns)
+			return 0;
+		turn->used_ns = used_ns;
+		ecs_keep(d, params->extension_ns - used_ns);
+	} else if (in->event == ECS_EVENT_BLOCKED) {
+		ecs_leave(d, ECS_LEAVE_BLOCKED);
+	} else if (in->others && (hopeless || hands_back)) {
+		return 0;
+	} else if (in->urgent && outside) {
+		vcpu->credit_ns = left_ns;
+		ecs_leave(d, ECS_LEAVE_URGENT);
+	} else if (left_ns) {
+		ecs_keep(d, left_ns);
+	} else if (!in->others) {
+		d->kind = ECS_RENEW;
+	} else if (outside) {
+		ecs_leave(d, ECS_LEAVE_SLICE_END);
+	} else {
+		return 0;
+	}
+	turn->ran_ns = ran_ns;
+	return 1;
+}
+
+/* Outside of an extension: a spinner that gets nowhere, a hand-back, the end in a section. */
+ECS_INLINE void ecs_turn_decide_booked(struct ecs_decision *d, struct ecs_turn *turn,
+				       const struct ecs_params *params, struct ecs_vm *vm,
+				       struct ecs_vcpu_state *vcpu, const struct ecs_input *in,
+				       __u32 section, _Bool hopeless)
+{
+	if (hopeless && in->others) {
+		vm->counters.stepped_aside++;
+		vcpu->credit_ns = ecs_turn_left(turn);
+		ecs_leave(d, ECS_LEAVE_HOPELESS);
+	} else if (section == ECS_SECTION_NONE) {
+		vm->counters.handed_back++;
+		vcpu->credit_ns = ecs_turn_left(turn);
+		ecs_leave(d, ECS_LEAVE_HAND_BACK);
+	} else {
+		ecs_turn_decide_at_end(d, turn, params, vm, vcpu, section);
+	}
+}
+
+/* An extension that does not go on. */
+ECS_INLINE void ecs_turn_decide_extended(struct ecs_decision *d, struct ecs_turn *turn,
+					 const struct ecs_params *params, struct ecs_vm *vm,
+					 struct ecs_vcpu_state *vcpu, const struct ecs_input *in,
+					 __u32 section, _Bool hopeless)
+{
+	__u32 outcome;
+
+	if (in->event == ECS_EVENT_BLOCKED) {
+		outcome = ECS_OUTCOME_ABORTED;
+		ecs_leave(d, ECS_LEAVE_BLOCKED);
+	} else if (!in->others) {
+		outcome = ECS_OUTCOME_ABORTED;
+		d->kind = ECS_RENEW;
+	} else if (hopeless) {
+		outcome = ECS_OUTCOME_REVOKED;
+		ecs_leave(d, ECS_LEAVE_HOPELESS);
+	} else if (section == ECS_SECTION_NONE) {
+		outcome = ECS_OUTCOME_YIELDED;
+		ecs_leave(d, ECS_LEAVE_YIELDED);
+	} else {
+		outcome = ECS_OUTCOME_EXPIRED;
+		ecs_leave(d, ECS_LEAVE_EXPIRED);
+	}
+	ecs_turn_end_extension(turn, params, vm, vcpu, in->ran_ns, outcome);
+}
+
 /* Decides what happens to the vCPU, and books it. */
 ECS_INLINE void ecs_turn_decide(struct ecs_decision *d, struct ecs_turn *turn,
 				const struct ecs_params *params, struct ecs_vm *vm,
@@ -588,40 +645,14 @@ ECS_INLINE void ecs_turn_decide(struct ecs_decision *d, struct ecs_turn *turn,
 {
 	_Bool hopeless = params->queue_rules && in->queue == ECS_QUEUE_HOPELESS;
 	__u32 section = ecs_section_of(params, &in->snap, in->queue);
-	__u64 left;
 
-	*d = (struct ecs_decision){ .section = ECS_SECTION_NONE, .denial = ECS_DENIAL_NONE };
+	if (ecs_turn_decide_alone(d, turn, params, vcpu, in))
+		return;
 	turn->ran_ns = ecs_add(turn->ran_ns, in->ran_ns);
-	if (in->event == ECS_EVENT_BLOCKED) {
-		if (ecs_turn_is_extended(turn))
-			ecs_turn_end_extension(turn, params, vm, vcpu, in->ran_ns,
-					       ECS_OUTCOME_ABORTED);
-		ecs_leave(d, ECS_LEAVE_BLOCKED);
-		return;
-	}
-	if (ecs_turn_is_extended(turn)) {
+	if (ecs_turn_is_extended(turn))
 		ecs_turn_decide_extended(d, turn, params, vm, vcpu, in, section, hopeless);
-		return;
-	}
-	left = ecs_turn_left(turn);
-	if (hopeless && in->others) {
-		vm->counters.stepped_aside++;
-		vcpu->credit_ns = left;
-		ecs_leave(d, ECS_LEAVE_HOPELESS);
-	} else if (in->event == ECS_EVENT_HAND_BACK && in->others && section == ECS_SECTION_NONE) {
-		vm->counters.handed_back++;
-		vcpu->credit_ns = left;
-		ecs_leave(d, ECS_LEAVE_HAND_BACK);
-	} else if (in->urgent && section == ECS_SECTION_NONE) {
-		vcpu->credit_ns = left;
-		ecs_leave(d, ECS_LEAVE_URGENT);
-	} else if (left > 0) {
-		ecs_keep(d, left);
-	} else if (!in->others) {
-		d->kind = ECS_RENEW;
-	} else {
-		ecs_turn_decide_at_end(d, turn, params, vm, vcpu, section);
-	}
+	else
+		ecs_turn_decide_booked(d, turn, params, vm, vcpu, in, section, hopeless);
 }
 
 #endif /* ECS_POLICY_H */

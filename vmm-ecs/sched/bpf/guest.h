@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
- * Reads what a guest publishes, as ecs-shm does: each word once, none trusted. Only in the context of
- * a thread of that VM's VMM: elsewhere the addresses mean other memory. Global functions are verified
- * once each, not once for every path that leads to them.
+ * Reads what a guest publishes, as ecs-shm does: each word once, none trusted. What is not pinned is
+ * read in the context of a thread of that VM's VMM only: elsewhere the addresses mean other memory.
+ * Global functions are verified once each, not once for every path that leads to them.
  */
 #ifndef ECS_GUEST_H
 #define ECS_GUEST_H
@@ -96,8 +96,13 @@ __noinline int read_wait(__u32 vm_index, const struct virtio_ecs_guest_line *lin
 	return 0;
 }
 
-/* What makes no sense is "not in a section", and an error. */
-__noinline int read_snapshot(__u32 index, struct ecs_snapshot *snap __arg_nonnull)
+/*
+ * What makes no sense is "not in a section", and an error. `pinned_line` and `pinned_word` are the
+ * vCPU's own where its thread is at hand: a call to copy either costs more than all the rest.
+ */
+__noinline int read_snapshot(__u32 index, const struct virtio_ecs_guest_line *pinned_line,
+			     const struct ecs_word *pinned_word,
+			     struct ecs_snapshot *snap __arg_nonnull)
 {
 	const struct ecs_vcpu_config *vcpu = AT(vcpu_configs, index);
 	struct virtio_ecs_guest_line line;
@@ -107,13 +112,19 @@ __noinline int read_snapshot(__u32 index, struct ecs_snapshot *snap __arg_nonnul
 	*snap = seen;
 	if (!vcpu || !vcpu->guest_line)
 		return 0;
-	if (bpf_probe_read_user(&line, sizeof(line), (const void *)vcpu->guest_line))
+	if (pinned_line)
+		line = *pinned_line;
+	else if (bpf_probe_read_user(&line, sizeof(line), (const void *)vcpu->guest_line))
 		return -1;
+	/* The guest may write meanwhile: what was checked is what is used. */
+	barrier();
 	if (line.np_count > MAX_COUNT || line.p_count > MAX_COUNT ||
 	    read_wait(index / ECS_MAX_VCPUS, &line, &seen))
 		return -1;
 	if (vcpu->word_format) {
-		if (bpf_probe_read_user(&word, sizeof(word), (const void *)vcpu->word_addr))
+		if (pinned_word)
+			word = *(const volatile __u32 *)&pinned_word->value;
+		else if (bpf_probe_read_user(&word, sizeof(word), (const void *)vcpu->word_addr))
 			return -1;
 		seen.non_preemptable = word_in_section(word, vcpu->word_format,
 						       seen.wait != ECS_WAIT_NONE);

@@ -95,10 +95,11 @@ static void wake(struct vcpu_ref *ref)
 static void look_at(const struct vcpu_ref *ref, struct ecs_snapshot *snap)
 {
 	struct ecs_cpu_stats *stats = stats_at(bpf_get_smp_processor_id());
+	struct ecs_thread *thread = ref->thread;
 
 	if (stats)
 		stats->looks++;
-	if (read_snapshot(ref->index, snap))
+	if (read_snapshot(ref->index, thread ? thread->line : NULL, thread ? thread->word : NULL, snap))
 		ref->vcpu->faults++;
 	if (ecs_spins(snap) || snap->blocked)
 		ref->vm->lock_bound = LOCK_BOUND_TURNS;
@@ -129,7 +130,7 @@ __noinline __u32 queue_place(__u32 index, const struct ecs_snapshot *own __arg_n
 
 		if (other == index || !vcpu)
 			continue;
-		read_snapshot(other, &snap);
+		read_snapshot(other, NULL, NULL, &snap);
 		ecs_queue_see(&walk, own, i, &snap, vcpu->running);
 	}
 	return ecs_queue_end(&walk, own);
@@ -161,7 +162,7 @@ __noinline int survey(__u32 index, const struct ecs_snapshot *own __arg_nonnull,
 		if (other == index)
 			snap = *own;
 		else
-			read_snapshot(other, &snap);
+			read_snapshot(other, NULL, NULL, &snap);
 		holds = ecs_holds(&snap) && !ecs_spins(&snap);
 		ended = !snap.idle && snap.wait == ECS_WAIT_ENDED;
 		stuck |= holds || ecs_spins(&snap);
@@ -218,6 +219,12 @@ static __u64 throttled_until(const struct ecs_vm_config *config, const struct ec
 	return periods > now_ns ? periods : 0;
 }
 
+/* Time until the next look at a vCPU of a VM, ns; only VMs that use locks are looked at in a turn. */
+static __u64 first_look_ns(const struct ecs_vm_state *vm)
+{
+	return vm->lock_bound ? setup.look_ns : ECS_U64_MAX;
+}
+
 __noinline int begin_turn(__u32 index, __u32 cpu_index)
 {
 	struct ecs_cpu *cpu = cpu_state(cpu_index);
@@ -234,20 +241,29 @@ __noinline int begin_turn(__u32 index, __u32 cpu_index)
 	close_books(&ref);
 	record(&ref, ECS_OP_START, seq, bonus_ns, taken, NULL, NULL);
 	cpu->bonus_ns = taken;
-	cpu->look_ns = setup.look_ns;
+	cpu->look_ns = first_look_ns(ref.vm);
 	ref.vcpu->turn_ran_ns = 0;
 	ref.vcpu->in_turn = 1;
 	return 0;
 }
 
-__noinline int decide(__u32 index, const struct ecs_input *in __arg_nonnull,
+/* `vcpu` is the one of that index: most looks need no more of it. */
+__noinline int decide(__u32 index, struct ecs_vcpu *vcpu __arg_nonnull,
+		      const struct ecs_input *in __arg_nonnull,
 		      struct ecs_decision *decision __arg_nonnull)
 {
-	struct vcpu_ref ref;
+	__u32 vm_index = index / ECS_MAX_VCPUS;
+	struct vcpu_ref ref = { .vcpu = vcpu, .index = index };
 	__u64 used_ns, seq;
 	bool extended;
 
-	if (!vcpu_by_index(&ref, index))
+	/* A replay wants every operation in its place among all others. */
+	if (!setup.record &&
+	    ecs_turn_decide_alone(decision, &vcpu->turn, policy(), &vcpu->state, in))
+		goto out;
+	ref.vm = vm_at(vm_index);
+	ref.lock = bpf_map_lookup_elem(&locks, &vm_index);
+	if (!ref.vm || !ref.lock)
 		return -1;
 	extended = ecs_turn_is_extended(&ref.vcpu->turn);
 	seq = open_books(&ref);
@@ -256,7 +272,6 @@ __noinline int decide(__u32 index, const struct ecs_input *in __arg_nonnull,
 	used_ns = ref.vm->vm.ledger.extension_ns - used_ns;
 	close_books(&ref);
 	record(&ref, ECS_OP_DECIDE, seq, 0, 0, in, decision);
-	ref.vcpu->turn_ran_ns = 0;
 	if (extended && !ecs_turn_is_extended(&ref.vcpu->turn)) {
 		ref.vcpu->extension_ns = used_ns;
 		observe_extension(ref.vcpu->section, used_ns);
@@ -265,8 +280,10 @@ __noinline int decide(__u32 index, const struct ecs_input *in __arg_nonnull,
 		ref.vcpu->grants++;
 		ref.vcpu->section = decision->section;
 	}
+out:
+	vcpu->turn_ran_ns = 0;
 	if (decision->kind == ECS_LEAVE)
-		ref.vcpu->in_turn = 0;
+		vcpu->in_turn = 0;
 	return 0;
 }
 

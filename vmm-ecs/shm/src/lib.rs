@@ -133,6 +133,13 @@ impl Place {
         }
     }
 
+    /// Address in this process.
+    fn address(&self) -> Option<u64> {
+        let at = MemoryRegionAddress(self.offset);
+        let address = self.region.get_host_address(at).ok()?;
+        Some(address.addr() as u64)
+    }
+
     fn load32(&self, field: u64) -> Option<u32> {
         self.region
             .load(MemoryRegionAddress(self.offset + field), Ordering::Acquire)
@@ -172,6 +179,17 @@ pub struct VcpuSlots {
     host: Place,
     word: Option<(Place, WordFormat)>,
     counters: Arc<SlotCounters>,
+}
+
+/// Addresses of one vCPU's words in this process; `None` for what it has not.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct SlotAddresses {
+    /// The line the guest writes.
+    pub guest_line: Option<u64>,
+    /// The line the host writes.
+    pub host_line: Option<u64>,
+    /// The word in which the guest's kernel counts.
+    pub word: Option<u64>,
 }
 
 /// Counters of one vCPU that outlive a rebuild of its slots.
@@ -328,13 +346,16 @@ impl VcpuSlots {
             .ok()
     }
 
-    /// Address of the host line in this process, for a kernel that writes to it; it is valid as long
+    /// Where the vCPU's words are in this process, for a kernel that pins their pages; valid as long
     /// as these slots are.
     #[must_use]
-    pub fn host_line_address(&self) -> Option<u64> {
-        let at = MemoryRegionAddress(self.host.offset);
-        let address = self.host.region.get_host_address(at).ok()?;
-        Some(address.addr() as u64)
+    pub fn addresses(&self) -> SlotAddresses {
+        let word = self.word.as_ref();
+        SlotAddresses {
+            guest_line: self.guest.address(),
+            host_line: self.host.address(),
+            word: word.and_then(|(place, _)| place.address()),
+        }
     }
 
     /// Tells the guest that an extension runs (`true`) or ended.

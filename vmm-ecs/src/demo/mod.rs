@@ -353,4 +353,4 @@ pub(crate) fn median(values: &[f64]) -> f64 {
 }
 
 /// Longest wait for a process of the demo to become ready.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);

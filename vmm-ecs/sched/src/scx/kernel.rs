@@ -5,6 +5,7 @@ use std::os::fd::AsRawFd;
 use std::ptr::{NonNull, addr_of, addr_of_mut};
 
 use ecs_policy::Params;
+use ecs_shm::SlotAddresses;
 use libbpf_rs::skel::{OpenSkel, Skel, SkelBuilder};
 use libbpf_rs::{Link, MapCore, MapFlags, OpenObject};
 
@@ -190,27 +191,30 @@ impl Program {
         unsafe { addr_of_mut!((*self.bss.as_ptr()).nr_vms).write_volatile(nr) };
     }
 
-    /// Says which vCPU a thread is. `host_line` is where this process has its host line, 0 for none:
-    /// the kernel pins that page and writes to it until it is told another one.
+    /// Says which vCPU a thread is, and where this process has the vCPU's words: the kernel pins
+    /// their pages until it is told others.
     pub(crate) fn set_thread(
         &self,
         tid: Tid,
         vm: usize,
         vcpu: usize,
-        host_line: u64,
+        words: SlotAddresses,
     ) -> Result<(), ScxError> {
         if vm >= MAX_VMS || vcpu >= MAX_VCPUS {
             return Ok(());
         }
-        let number = u32::try_from(vm * MAX_VCPUS + vcpu + 1).unwrap_or(u32::MAX);
-        let mut value = [0; 16];
-        value[..4].copy_from_slice(&number.to_ne_bytes());
-        value[8..].copy_from_slice(&host_line.to_ne_bytes());
+        let number = u64::try_from(vm * MAX_VCPUS + vcpu + 1).unwrap_or(u64::MAX);
+        let fields = [Some(number), words.host_line, words.guest_line, words.word];
+        let value = fields.map(|field| field.unwrap_or(0).to_ne_bytes());
         let thread = thread_fd(tid).map_err(ScxError::NoThread)?;
         self.skel
             .maps
             .threads
-            .update(&thread.as_raw_fd().to_ne_bytes(), &value, MapFlags::ANY)
+            .update(
+                &thread.as_raw_fd().to_ne_bytes(),
+                value.as_flattened(),
+                MapFlags::ANY,
+            )
             .map_err(ScxError::Thread)
     }
 

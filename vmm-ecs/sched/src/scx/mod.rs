@@ -43,6 +43,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use ecs_policy::Params;
+use ecs_shm::SlotAddresses;
 use ecs_stats::Snapshot;
 
 pub use probe::probe;
@@ -320,25 +321,32 @@ impl Inner {
         program.set_vm(index, &config_of(vm, epoch));
     }
 
-    /// Names every vCPU thread of a VM to the programs, with its host line.
+    /// Names every vCPU thread of a VM to the programs, with its words.
     fn name_threads(&self, index: usize, program: &Program) {
         let Some(vm) = self.state.vm(index) else {
             return;
         };
         for (number, vcpu) in vm.vcpus.iter().enumerate() {
             let Some(vcpu) = vcpu else { continue };
-            let slots = vcpu.slots.as_ref();
-            let host_line = slots.and_then(|slots| slots.host_line_address());
-            if let Err(error) =
-                program.set_thread(vcpu.tid, index, number, host_line.unwrap_or_default())
-            {
+            let name = |words| program.set_thread(vcpu.tid, index, number, words);
+            let words = vcpu.slots.as_ref().map(|slots| slots.addresses());
+            let Err(error) = name(words.unwrap_or_default()) else {
+                continue;
+            };
+            let Err(error) = name(SlotAddresses::default()) else {
                 tracing::warn!(
-                    %error,
-                    source = ?std::error::Error::source(&error),
+                    error = reasons(&error),
                     tid = vcpu.tid,
-                    "A vCPU goes without eCS"
+                    "The kernel cannot pin this vCPU's words, as of memory in a file system: it is \
+                     read at the VMM's addresses, which costs more, and gets no hints"
                 );
-            }
+                continue;
+            };
+            tracing::warn!(
+                error = reasons(&error),
+                tid = vcpu.tid,
+                "A vCPU goes without eCS"
+            );
         }
     }
 
@@ -431,6 +439,13 @@ fn vcpu_config_of(vm: &VmEntry, vcpu: usize) -> types::ecs_vcpu_config {
         word_addr: user(registration.word_addr).unwrap_or(0),
         word_format: registration.word_format,
         reserved: 0,
+    }
+}
+
+fn reasons(error: &ScxError) -> String {
+    match std::error::Error::source(error) {
+        Some(source) => format!("{error}: {source}"),
+        None => error.to_string(),
     }
 }
 

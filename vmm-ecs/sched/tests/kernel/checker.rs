@@ -1,10 +1,12 @@
 //! Runs the programs of `bpf/check.bpf.c` in the kernel of this machine.
 
 use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 use ecs_policy::Params;
+use ecs_shm::SlotAddresses;
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
-use libbpf_rs::{ErrorKind, ProgramInput, ProgramMut};
+use libbpf_rs::{ErrorKind, MapCore, MapFlags, ProgramInput, ProgramMut};
 
 #[allow(
     clippy::all,
@@ -60,6 +62,23 @@ impl Checker {
     /// The memory shared with the programs.
     pub(crate) fn shared(&mut self) -> &mut types::bss {
         self.skel.maps.bss_data.as_deref_mut().unwrap()
+    }
+
+    /// Says that this thread is that vCPU, and where its words are: the kernel pins them.
+    pub(crate) fn name_thread(&self, vcpu: usize, words: SlotAddresses) {
+        let number = u64::try_from(vcpu + 1).unwrap();
+        let fields = [Some(number), words.host_line, words.guest_line, words.word];
+        let value = fields.map(|field| field.unwrap_or(0).to_ne_bytes());
+        // SAFETY: the call takes integers and gives a new descriptor.
+        let thread =
+            unsafe { libc::syscall(libc::SYS_pidfd_open, libc::gettid(), libc::PIDFD_THREAD) };
+        // SAFETY: that descriptor, which nobody else owns.
+        let thread = unsafe { OwnedFd::from_raw_fd(i32::try_from(thread).unwrap()) };
+        let threads = &self.skel.maps.threads;
+        let key = thread.as_raw_fd().to_ne_bytes();
+        threads
+            .update(&key, value.as_flattened(), MapFlags::ANY)
+            .unwrap();
     }
 
     /// Runs one of the programs, in this thread.

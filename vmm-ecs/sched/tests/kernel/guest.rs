@@ -185,27 +185,23 @@ fn is_forbidden(addr: u64) -> bool {
     (FORBIDDEN..FORBIDDEN + PAGE).contains(&addr)
 }
 
-/// The snapshot, and whether there was anything wrong, as the VMM's process would see it.
-fn expected(slots: &VcpuSlots) -> (CsSnapshot, bool) {
+/// The snapshot, and whether there was anything wrong, as the VMM's process would see it: words that
+/// are pinned whatever access it has to them.
+fn expected(slots: &VcpuSlots, is_pinned: bool) -> (CsSnapshot, bool) {
     let registration = slots.registration();
-    if is_forbidden(registration.guest_line) {
+    let out_of_reach = |addr| !is_pinned && is_forbidden(addr);
+    if out_of_reach(registration.guest_line) {
         return (CsSnapshot::default(), true);
     }
     let before = slots.nr_faults();
     let snap = slots.read();
-    let (Wait::Pending { lock, .. } | Wait::Ended { lock }) = snap.wait else {
-        let no_word = slots.nr_faults() == before
-            && registration.word_format != VIRTIO_ECS_WORD_NONE
-            && is_forbidden(registration.word_addr);
-        return if no_word {
-            (CsSnapshot::default(), true)
-        } else {
-            (snap, slots.nr_faults() != before)
-        };
+    let lock_forbidden = match snap.wait {
+        Wait::Pending { lock, .. } | Wait::Ended { lock } => is_forbidden(lock),
+        _ => false,
     };
     let no_word =
-        registration.word_format != VIRTIO_ECS_WORD_NONE && is_forbidden(registration.word_addr);
-    if no_word || is_forbidden(lock) {
+        registration.word_format != VIRTIO_ECS_WORD_NONE && out_of_reach(registration.word_addr);
+    if slots.nr_faults() != before || no_word || lock_forbidden {
         return (CsSnapshot::default(), true);
     }
     (snap, false)
@@ -251,6 +247,7 @@ fn words_of((snap, error): &(types::ecs_snapshot, i32)) -> [u64; 8] {
 #[derive(Debug, Default)]
 struct Seen {
     reads: u32,
+    pinned: u32,
     errors: u32,
     unregistered: u32,
     sections: u32,
@@ -300,10 +297,18 @@ fn the_kernel_reads_slots_as_this_side_does() {
             };
             registered.push(slot.is_registered.then_some(ours));
         }
+        // One vCPU, another one each time, is read in pinned pages.
+        let pinned = seen.reads as usize / VCPUS % VCPUS;
+        let words = registered[pinned].as_ref().map(VcpuSlots::addresses);
+        checker.name_thread(pinned, words.unwrap_or_default());
         checker.run(|checker| &checker.skel.progs.check_read);
         for ((vcpu, ours), slot) in registered.iter().enumerate().zip(&slots) {
             let theirs = checker.shared().check_reads[vcpu];
-            let (snap, error) = ours.as_ref().map(expected).unwrap_or_default();
+            let is_pinned = vcpu == pinned;
+            let (snap, error) = ours
+                .as_ref()
+                .map(|ours| expected(ours, is_pinned))
+                .unwrap_or_default();
             let ours = (in_words(&snap), -i32::from(error));
             let theirs = (theirs.snap, theirs.error);
             if words_of(&ours) != words_of(&theirs) {
@@ -311,6 +316,7 @@ fn the_kernel_reads_slots_as_this_side_does() {
                 return Err(TestCaseError::fail(text));
             }
             seen.reads += 1;
+            seen.pinned += u32::from(is_pinned && slot.is_registered);
             seen.errors += u32::from(error);
             seen.unregistered += u32::from(!slot.is_registered);
             seen.sections += u32::from(snap.non_preemptable || snap.preemptable);
@@ -325,6 +331,7 @@ fn the_kernel_reads_slots_as_this_side_does() {
     let seen = seen.into_inner();
     println!("{seen:?}");
     assert!(seen.reads as usize >= rounds as usize * VCPUS, "{seen:?}");
+    assert!(seen.pinned as usize > rounds as usize / 2, "{seen:?}");
     for kind in [seen.errors, seen.unregistered, seen.sections] {
         assert!(kind > seen.reads / 50, "{seen:?}");
     }
