@@ -133,6 +133,35 @@ fn vcpus_are_not_preempted_inside_sections() {
     });
 }
 
+/// Linux 7.2 is built so that no scheduler can call what it needs.
+#[test]
+fn a_kernel_that_cannot_is_steered_from_user_space() {
+    slow!("a_kernel_that_cannot_is_steered_from_user_space");
+    let (parts, host) = host!(
+        "a_kernel_that_cannot_is_steered_from_user_space",
+        "7.2",
+        false
+    );
+    let kernel = parts.kernel("7.2").unwrap();
+    HostVm::run(&parts, &kernel, &host, |host| {
+        let said = host.sh("vmm-ecs check", PATIENCE).unwrap();
+        println!("{said}");
+        assert!(said.contains("lets no scheduler call"), "{said}");
+        assert!(said.contains("would use: userspace"), "{said}");
+        let demo = "vmm-ecs demo --quiet --arms ecs --seconds 1 --runs 1 --vms 2 --vcpus 1";
+        let said = host.sh(&format!("{demo} --controller auto"), PATIENCE);
+        println!("{}", said.unwrap());
+        let (status, said) = host
+            .try_sh(&format!("{demo} --controller scx"), PATIENCE)
+            .unwrap();
+        println!("{said}");
+        assert!(
+            status != 0 && said.contains("refuses the scheduler"),
+            "{said}"
+        );
+    });
+}
+
 #[test]
 fn shares_hold_whatever_a_guest_says() {
     slow!("shares_hold_whatever_a_guest_says");

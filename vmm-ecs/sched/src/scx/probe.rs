@@ -3,6 +3,9 @@
 use std::fs;
 use std::path::Path;
 
+use libbpf_rs::btf::Btf;
+use libbpf_rs::btf::types::{Func, FuncProto};
+
 /// Whether the kernel has the class at all.
 pub(super) fn has_sched_ext() -> bool {
     Path::new("/sys/kernel/sched_ext").exists()
@@ -50,29 +53,50 @@ fn btf() -> Result<String, String> {
         .map_err(|error| format!("{path}: {error} (CONFIG_DEBUG_INFO_BTF)"))
 }
 
-/// Those that not every kernel with sched_ext has.
+/// Those that not every kernel with sched_ext has, or has as it should.
 fn functions() -> Result<String, String> {
     let needed = [
-        "scx_bpf_dsq_peek",
-        "scx_bpf_task_set_slice",
-        "scx_bpf_task_set_dsq_vtime",
+        "bpf_iter_scx_dsq_new",
+        "scx_bpf_create_dsq",
         "scx_bpf_dsq_move",
+        "scx_bpf_dsq_peek",
+        "scx_bpf_kick_cpu",
+        "scx_bpf_task_set_dsq_vtime",
+        "scx_bpf_task_set_slice",
     ];
-    let symbols = fs::read_to_string("/proc/kallsyms").map_err(|error| error.to_string())?;
-    let has = |name: &str| {
-        symbols
-            .lines()
-            .any(|line| line.split_whitespace().nth(2) == Some(name))
+    let btf = Btf::from_vmlinux().map_err(|error| error.to_string())?;
+    let of = |is_so: fn(&Btf<'_>, &str) -> bool| {
+        let names = needed.into_iter().filter(|name| is_so(&btf, name));
+        names.collect::<Vec<_>>().join(", ")
     };
-    let missing: Vec<&str> = needed.into_iter().filter(|name| !has(name)).collect();
-    if missing.is_empty() {
-        Ok("all there".to_owned())
-    } else {
-        Err(format!(
-            "missing: {}; a newer kernel has them",
-            missing.join(", ")
-        ))
+    let (missing, unusable) = (of(is_missing), of(is_unusable));
+    if !missing.is_empty() {
+        return Err(format!("missing: {missing}; a newer kernel has them"));
     }
+    if !unusable.is_empty() {
+        return Err(format!(
+            "this kernel was built with type information that lets no scheduler call {unusable}; \
+             another build of it has to mend that"
+        ));
+    }
+    Ok("all there".to_owned())
+}
+
+fn is_missing(btf: &Btf<'_>, name: &str) -> bool {
+    btf.type_by_name::<Func<'_>>(name).is_none()
+}
+
+/// Of a function that takes an argument from the kernel itself, the kernel wants two types: that one
+/// by the name `*_impl`, and one without it, for programs. Builds of Linux 7.2 have one only.
+fn is_unusable(btf: &Btf<'_>, name: &str) -> bool {
+    let takes_more = btf.type_by_name::<Func<'_>>(name).is_some_and(|func| {
+        let proto: Option<FuncProto<'_>> = func.next_type().and_then(|of| of.try_into().ok());
+        proto.is_some_and(|proto| {
+            let last = proto.iter().last().and_then(|param| param.name);
+            last.is_some_and(|name| name == "aux")
+        })
+    });
+    takes_more && is_missing(btf, &format!("{name}_impl"))
 }
 
 fn cgroups() -> Result<String, String> {
