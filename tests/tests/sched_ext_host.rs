@@ -8,25 +8,23 @@ use std::time::Duration;
 
 use ecs_tests::linux::side_by_side::{Arm, Load, Outcome, side_by_side};
 use ecs_tests::linux::{Host, HostVm, Parts};
-use ecs_tests::{parts, release_program, skip, slow};
+use ecs_tests::{parts, release_program, scx_program, skip, slow};
 
 /// Time for a program that works a second.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A host with `vmm-ecs`, and these other programs.
-fn host(others: &[PathBuf]) -> Host {
+/// A host with `vmm-ecs`.
+fn host() -> Host {
     // As released: the embedded KVM guest cannot run code with debug checks.
-    let mut programs = vec![release_program("vmm-ecs").unwrap()];
-    programs.extend_from_slice(others);
     Host {
-        programs,
+        programs: vec![release_program("vmm-ecs").unwrap()],
         ..Host::default()
     }
 }
 
 fn runs_our_programs(parts: &Parts, name: &str) {
     let kernel = parts.kernel(name).unwrap();
-    HostVm::run(parts, &kernel, &host(&[]), |host| {
+    HostVm::run(parts, &kernel, &host(), |host| {
         assert_eq!(host.sched_ext().unwrap(), "disabled");
         let check = host.sh_within("vmm-ecs check", PATIENCE).unwrap();
         println!("{check}");
@@ -71,7 +69,7 @@ fn a_program_that_fails_or_hangs_is_told_so() {
     slow!("a_program_that_fails_or_hangs_is_told_so");
     let parts = parts!("a_program_that_fails_or_hangs_is_told_so", "7.3");
     let kernel = parts.kernel("7.3").unwrap();
-    HostVm::run(&parts, &kernel, &host(&[]), |host| {
+    HostVm::run(&parts, &kernel, &host(), |host| {
         let (status, said) = host.try_sh("vmm-ecs demo --vms 0", PATIENCE).unwrap();
         assert!(
             status != 0 && said.contains("at least one VM"),
@@ -112,7 +110,7 @@ const fn load(workload: &'static str, vcpus: usize, pcpus: &'static str) -> Load
         workload,
         vcpus,
         pcpus,
-        seconds: 5,
+        seconds: 3,
     }
 }
 
@@ -135,31 +133,55 @@ fn print(load: &Load, outcomes: &[Outcome]) {
     }
 }
 
-/// `ECS_SCX_LAVD` is a program of scx_lavd, which is not of this tree and only compared with.
+/// The host's own scheduler, ours, and, where `ECS_SCX_LAVD` is a program of it, scx_lavd, which is
+/// not of this tree and only compared with.
 #[test]
 fn schedulers_side_by_side() {
     slow!("schedulers_side_by_side");
     let parts = parts!("schedulers_side_by_side", "7.3");
-    let Some(lavd) = std::env::var_os("ECS_SCX_LAVD").map(PathBuf::from) else {
-        skip!(
-            "schedulers_side_by_side",
-            "ECS_SCX_LAVD names no scx_lavd to compare with"
-        );
+    let ours = match scx_program().unwrap() {
+        Ok(program) => program,
+        Err(reason) => skip!("schedulers_side_by_side", "{reason}"),
     };
     let kernel = parts.kernel("7.3").unwrap();
-    let arms = [Arm::stock(), Arm::of("scx_lavd", "scx_lavd")];
-    HostVm::run(
-        &parts,
-        &kernel,
-        &host(std::slice::from_ref(&lavd)),
-        |host| {
-            for load in &LOADS {
-                let outcomes = side_by_side(host, &arms, load).unwrap();
-                print(load, &outcomes);
-                for outcome in &outcomes {
-                    assert!(outcome.total() > 0.0, "{outcome:?}");
+    let mut host = Host {
+        programs: vec![ours],
+        count_instructions: true,
+        ..Host::default()
+    };
+    let mut arms = vec![Arm::stock()];
+    match std::env::var_os("ECS_SCX_LAVD").map(PathBuf::from) {
+        Some(lavd) => {
+            host.programs.push(lavd);
+            // It asks how the kernel was built.
+            let config = format!("/boot/config-{}", kernel.version());
+            host.files.push((kernel.config(), config));
+            arms.push(Arm::of("scx_lavd", "scx_lavd"));
+        }
+        None => println!(
+            "SKIPPED: schedulers_side_by_side with scx_lavd: ECS_SCX_LAVD names no program of it"
+        ),
+    }
+    arms.push(Arm {
+        name: "eCS".to_owned(),
+        demo: "--arms ecs --controller scx".to_owned(),
+        ..Arm::stock()
+    });
+    HostVm::run(&parts, &kernel, &host, |host| {
+        for load in &LOADS {
+            let outcomes = side_by_side(host, &arms, load).unwrap();
+            print(load, &outcomes);
+            let (ecs, others) = outcomes.split_last().unwrap();
+            for other in others {
+                let ratio = ecs.total() / other.total();
+                let critical = |outcome: &Outcome| outcome.count("critical_preemptions").unwrap();
+                if load.workload == "compute" {
+                    assert!(ratio >= 0.97, "{ratio}: {other:?} {ecs:?}");
+                } else {
+                    assert!(ratio > 1.0, "{ratio}: {other:?} {ecs:?}");
+                    assert!(critical(ecs) < critical(other), "{other:?} {ecs:?}");
                 }
             }
-        },
-    );
+        }
+    });
 }

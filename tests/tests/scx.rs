@@ -144,13 +144,15 @@ fn a_kernel_that_cannot_is_steered_from_user_space() {
     );
     let kernel = parts.kernel("7.2").unwrap();
     HostVm::run(&parts, &kernel, &host, |host| {
-        let said = host.sh("vmm-ecs check", PATIENCE).unwrap();
+        let said = host.sh("vmm-ecs check").unwrap();
         println!("{said}");
         assert!(said.contains("lets no scheduler call"), "{said}");
         assert!(said.contains("would use: userspace"), "{said}");
         let demo = "vmm-ecs demo --quiet --arms ecs --seconds 1 --runs 1 --vms 2 --vcpus 1";
-        let said = host.sh(&format!("{demo} --controller auto"), PATIENCE);
-        println!("{}", said.unwrap());
+        println!(
+            "{}",
+            host.sh(&format!("{demo} --controller userspace")).unwrap()
+        );
         let (status, said) = host
             .try_sh(&format!("{demo} --controller scx"), PATIENCE)
             .unwrap();
@@ -411,6 +413,43 @@ fn however_the_daemon_goes_the_vms_run_on() {
         })
         .unwrap();
         println!("{status}");
+        running.end(host);
+    });
+}
+
+/// A thread that something above the scheduler's class keeps from its CPU for too long.
+#[test]
+fn a_starved_thread_ends_the_scheduler_and_nothing_else() {
+    slow!("a_starved_thread_ends_the_scheduler_and_nothing_else");
+    let name = "a_starved_thread_ends_the_scheduler_and_nothing_else";
+    let (parts, mut host) = host!(
+        "a_starved_thread_ends_the_scheduler_and_nothing_else",
+        "7.3",
+        false
+    );
+    let chrt = std::path::PathBuf::from("/usr/bin/chrt");
+    if !chrt.exists() {
+        skip!(name, "this machine has no chrt (util-linux)");
+    }
+    host.programs.push(chrt);
+    let kernel = parts.kernel("7.3").unwrap();
+    HostVm::run(&parts, &kernel, &host, |host| {
+        let running = Running::start(host);
+        // Else the kernel gives the class a part of each CPU whatever runs above it.
+        host.sh("echo 0 >/sys/kernel/debug/sched/ext_server/cpu1/runtime; \
+             echo -1 >/proc/sys/kernel/sched_rt_runtime_us; \
+             taskset 2 sh -c 'while :; do :; done' & \
+             taskset 2 chrt -f 50 timeout 25 sh -c 'while :; do :; done' & true")
+            .unwrap();
+        wait_for(host, "disabled");
+        let status = until("the reason", PATIENCE, || {
+            let status = running.status(host);
+            status.contains("ended: ").then_some(status)
+        })
+        .unwrap();
+        println!("{status}");
+        assert!(status.contains("runnable task stall"), "{status}");
+        running.assert_alive(host, "after the watchdog");
         running.end(host);
     });
 }

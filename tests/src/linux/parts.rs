@@ -140,6 +140,13 @@ impl Kernel {
         self.dir.join("vmlinuz")
     }
 
+    /// The configuration it was built with, where its headers are there.
+    #[must_use]
+    pub fn config(&self) -> PathBuf {
+        let headers = format!("usr/src/linux-headers-{}", self.version);
+        self.root().join(headers).join(".config")
+    }
+
     /// File of a module that comes with the kernel, as Debian packs it.
     ///
     /// # Errors
