@@ -352,8 +352,13 @@ void BPF_PROG(ecs_stopping, struct task_struct *p, bool runnable)
 
 	if (!state)
 		return;
+	/* What ran when this scheduler came has no beginning: that is no time since the machine's start,
+	 * which would set all other threads of the host back behind every VM.
+	 */
 	if (!vcpu_of(&ref, p)) {
-		charge_host(p, ecs_sub(now_ns, state->since_ns));
+		if (state->since_ns)
+			charge_host(p, ecs_sub(now_ns, state->since_ns));
+		state->since_ns = 0;
 		return;
 	}
 	/* Without that it became a vCPU while it ran: there is nothing to book yet. */
