@@ -9,7 +9,7 @@ use super::HostVm;
 use crate::process::until;
 
 /// Time a scheduler has to take over the host, or to leave it.
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_secs(300);
 /// Longest time of a demo above what it measures: starts and ends of its processes.
 const AROUND: Duration = Duration::from_secs(180);
 

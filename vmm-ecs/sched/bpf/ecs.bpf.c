@@ -175,7 +175,7 @@ static __noinline bool runs_on(struct task_struct *p, __u32 cpu, __u32 *first, _
 	state->rung = false;
 	if (!ref.vcpu->in_turn)
 		return false;
-	book(&ref, now_ns);
+	book(&ref, ecs_sub(now_ns, ref.vcpu->since_ns), now_ns);
 	until_ns = throttled_until(ref.vm_config, ref.vm, now_ns);
 	in.ran_ns = ref.vcpu->turn_ran_ns;
 	look_around(&w, cpu, NULL, ref.vm_index, now_ns);
@@ -210,9 +210,11 @@ static __noinline bool runs_on(struct task_struct *p, __u32 cpu, __u32 *first, _
 			count_critical(&ref, ECS_CAUSE_EXPIRED, now_ns);
 		if (ref.vm->lock_bound)
 			survey(ref.index, &in.snap, true);
-		/* To the sibling it waits for, or makes way for, if that one can run here. */
-		if (decision.leave == ECS_LEAVE_HOPELESS ||
-		    (decision.leave == ECS_LEAVE_HAND_BACK && ref.vm->stuck))
+		/* To the sibling it waits for, or makes way for, if that one can run here; not for ever,
+		 * or two vCPUs that make way for each other would keep the CPU.
+		 */
+		if (!in.urgent && (decision.leave == ECS_LEAVE_HOPELESS ||
+				   (decision.leave == ECS_LEAVE_HAND_BACK && ref.vm->stuck)))
 			*first = ref.vm_index;
 		return false;
 	}
@@ -307,6 +309,8 @@ void BPF_PROG(ecs_running, struct task_struct *p)
 	if (ref.vm->first == ref.index % ECS_MAX_VCPUS + 1)
 		ref.vm->first = 0;
 	ref.vcpu->since_ns = now_ns;
+	if (!ref.thread->base_ns)
+		ref.thread->base_ns = p->se.sum_exec_runtime - ref.vcpu->state.cpu_ns;
 	ref.vcpu->running = 1;
 	__sync_fetch_and_add(&ref.vm->nr_running, 1);
 	if (!ref.vcpu->in_turn)
@@ -341,6 +345,19 @@ static void charge_host(struct task_struct *p, __u64 ran_ns)
 	scx_bpf_task_set_dsq_vtime(p, vtime_ns + ecs_mul(ran_ns, ECS_WEIGHT_DEFAULT) / weight);
 }
 
+/*
+ * Books the rest of what a vCPU ran. By now the kernel has counted, too, and its word is the last: else
+ * the time of switches would be nobody's, and a VM that switches often would have more than its share.
+ */
+static void book_stint(struct vcpu_ref *ref, struct task_struct *p, __u64 now_ns)
+{
+	__u64 base_ns = ref->thread->base_ns, ran_ns;
+
+	ran_ns = base_ns ? ecs_sub(p->se.sum_exec_runtime, base_ns + ref->vcpu->state.cpu_ns) :
+			   ecs_sub(now_ns, ref->vcpu->since_ns);
+	book(ref, ran_ns, now_ns);
+}
+
 SEC("struct_ops/ecs_stopping")
 void BPF_PROG(ecs_stopping, struct task_struct *p, bool runnable)
 {
@@ -363,7 +380,7 @@ void BPF_PROG(ecs_stopping, struct task_struct *p, bool runnable)
 	}
 	/* Without that it became a vCPU while it ran: there is nothing to book yet. */
 	if (state->vcpu) {
-		book(&ref, now_ns);
+		book_stint(&ref, p, now_ns);
 		ref.vcpu->running = 0;
 		__sync_fetch_and_add(&ref.vm->nr_running, -1);
 		ask(&ref, 0);

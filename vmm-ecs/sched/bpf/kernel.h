@@ -41,8 +41,13 @@ struct sched_ext_entity {
 	__u32 flags;
 };
 
+struct sched_entity {
+	__u64 sum_exec_runtime;
+};
+
 struct task_struct {
 	int pid;
+	struct sched_entity se;
 	int nr_cpus_allowed;
 	unsigned short migration_disabled;
 	cpumask_t cpus_mask;	/* not read: without it the compiler would not describe its type */

@@ -55,6 +55,7 @@ struct ecs_thread {
 	struct virtio_ecs_host_line __uptr *host;
 	struct virtio_ecs_guest_line __uptr *line;
 	struct ecs_word __uptr *word;
+	__u64 base_ns;		/* what the kernel says it ran, less what is booked; 0: not yet known */
 };
 
 struct {

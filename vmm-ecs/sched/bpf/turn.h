@@ -181,9 +181,8 @@ __noinline int survey(__u32 index, const struct ecs_snapshot *own __arg_nonnull,
 }
 
 /* Books what the vCPU ran since the last time. */
-static void book(struct vcpu_ref *ref, __u64 now_ns)
+static void book(struct vcpu_ref *ref, __u64 ran_ns, __u64 now_ns)
 {
-	__u64 ran_ns = ecs_sub(now_ns, ref->vcpu->since_ns);
 	__u64 quota_ns = ref->vm_config->quota_ns, period_ns = ref->vm_config->period_ns;
 	struct ecs_vm_state *vm = ref->vm;
 	__u64 seq;

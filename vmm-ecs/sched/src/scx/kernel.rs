@@ -204,7 +204,8 @@ impl Program {
             return Ok(());
         }
         let number = u64::try_from(vm * MAX_VCPUS + vcpu + 1).unwrap_or(u64::MAX);
-        let fields = [Some(number), words.host_line, words.guest_line, words.word];
+        // The last one is the programs' own.
+        let fields = [Some(number), words.host_line, words.guest_line, words.word, None];
         let value = fields.map(|field| field.unwrap_or(0).to_ne_bytes());
         let thread = thread_fd(tid).map_err(ScxError::NoThread)?;
         self.skel
