@@ -58,6 +58,29 @@ macro_rules! rig {
     };
 }
 
+/// The host's parts and a host with our program; skips the test where one cannot be had. `figures`
+/// tells whether the host counts instructions.
+#[macro_export]
+macro_rules! scx_host {
+    ($name:expr, $kernel:expr) => {
+        $crate::scx_host!($name, $kernel, true)
+    };
+    ($name:expr, $kernel:expr, $figures:expr) => {{
+        let parts = $crate::parts!($name, $kernel);
+        match $crate::scx_program().unwrap() {
+            Ok(program) => (
+                parts,
+                $crate::linux::Host {
+                    programs: vec![program],
+                    count_instructions: $figures,
+                    ..$crate::linux::Host::default()
+                },
+            ),
+            Err(reason) => $crate::skip!($name, "{reason}"),
+        }
+    }};
+}
+
 /// Ends the test as skipped unless slow cases were asked for.
 #[macro_export]
 macro_rules! slow {

@@ -205,7 +205,13 @@ impl Program {
         }
         let number = u64::try_from(vm * MAX_VCPUS + vcpu + 1).unwrap_or(u64::MAX);
         // The last one is the programs' own.
-        let fields = [Some(number), words.host_line, words.guest_line, words.word, None];
+        let fields = [
+            Some(number),
+            words.host_line,
+            words.guest_line,
+            words.word,
+            None,
+        ];
         let value = fields.map(|field| field.unwrap_or(0).to_ne_bytes());
         let thread = thread_fd(tid).map_err(ScxError::NoThread)?;
         self.skel

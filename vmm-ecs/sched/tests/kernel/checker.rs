@@ -67,7 +67,13 @@ impl Checker {
     /// Says that this thread is that vCPU, and where its words are: the kernel pins them.
     pub(crate) fn name_thread(&self, vcpu: usize, words: SlotAddresses) {
         let number = u64::try_from(vcpu + 1).unwrap();
-        let fields = [Some(number), words.host_line, words.guest_line, words.word, None];
+        let fields = [
+            Some(number),
+            words.host_line,
+            words.guest_line,
+            words.word,
+            None,
+        ];
         let value = fields.map(|field| field.unwrap_or(0).to_ne_bytes());
         // SAFETY: the call takes integers and gives a new descriptor.
         let thread =

@@ -1,0 +1,411 @@
+//! A host whose scheduler is ours: it stays a good one for everything else, and goes without a hitch.
+#![allow(clippy::unwrap_used, clippy::indexing_slicing)]
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use ecs_tests::linux::HostVm;
+use ecs_tests::process::until;
+use ecs_tests::{scx_host, skip, slow};
+use serde_json::Value;
+
+/// Time for what takes a second or two of the host's.
+const PATIENCE: Duration = Duration::from_secs(40);
+
+/// Linux 7.2 is built so that no scheduler can call what it needs.
+#[test]
+fn a_kernel_that_cannot_is_steered_from_user_space() {
+    slow!("a_kernel_that_cannot_is_steered_from_user_space");
+    let (parts, host) = scx_host!(
+        "a_kernel_that_cannot_is_steered_from_user_space",
+        "7.2",
+        false
+    );
+    let kernel = parts.kernel("7.2").unwrap();
+    HostVm::run(&parts, &kernel, &host, |host| {
+        let said = host.sh("vmm-ecs check").unwrap();
+        println!("{said}");
+        assert!(said.contains("lets no scheduler call"), "{said}");
+        assert!(said.contains("would use: userspace"), "{said}");
+        let demo = "vmm-ecs demo --quiet --arms ecs --seconds 1 --runs 1 --vms 2 --vcpus 1";
+        println!(
+            "{}",
+            host.sh(&format!("{demo} --controller userspace")).unwrap()
+        );
+        let (status, said) = host
+            .try_sh(&format!("{demo} --controller scx"), PATIENCE)
+            .unwrap();
+        println!("{said}");
+        assert!(
+            status != 0 && said.contains("refuses the scheduler"),
+            "{said}"
+        );
+    });
+}
+
+/// A daemon on sched_ext with two VMs of the demo, which stay.
+struct Running {
+    /// Process id of the demo, whose end is the end of all.
+    demo: String,
+    dir: String,
+}
+
+impl Running {
+    fn start(host: &mut HostVm) -> Self {
+        let command = "vmm-ecs demo --quiet --keep --controller scx --arms stock --runs 1 \
+                       --seconds 0.2 --kind kvm --html /tmp/demo.html --policy 'look_us = 100' \
+                       >/tmp/keep.log 2>&1 & echo $!";
+        let demo = host.sh(command).unwrap().trim().to_owned();
+        wait_for(host, "enabled");
+        // The demo's first run, of the stock arm, is over: this is the daemon that stays.
+        let dir = host
+            .sh("echo /tmp/vmm-ecs-demo-*")
+            .unwrap()
+            .trim()
+            .to_owned();
+        let running = Self { demo, dir };
+        running.wait_until_served(host);
+        running
+    }
+
+    fn stats(&self, host: &mut HostVm) -> Option<Value> {
+        let command = format!("vmm-ecs stats --socket {}/stats.sock", self.dir);
+        match host.try_sh(&command, PATIENCE).unwrap() {
+            (0, said) => serde_json::from_str(&said).ok(),
+            _ => None,
+        }
+    }
+
+    /// Both VMs are known with their vCPU threads, and read.
+    fn wait_until_served(&self, host: &mut HostVm) {
+        let served = until("both VMs to be served", PATIENCE, || {
+            let stats = self.stats(host)?;
+            let vms = stats["vms"].as_array()?;
+            let whole = |vm: &&Value| {
+                vm["state"] == "active" && vm["vcpus"].as_array().map(Vec::len) == Some(2)
+            };
+            (vms.iter().filter(whole).count() == 2).then_some(())
+        });
+        if let Err(error) = served {
+            panic!("{error:#}\n{}", logs(host));
+        }
+    }
+
+    fn daemon(&self, host: &mut HostVm) -> String {
+        let find = "{ for p in /proc/[0-9]*; do tr '\\000' ' ' <$p/cmdline | \
+                    grep -q '^[^ ]*vmm-ecs serve' && echo ${p#/proc/}; done; } 2>/dev/null; true";
+        host.sh(find).unwrap().trim().to_owned()
+    }
+
+    /// Every vCPU runs on.
+    fn assert_alive(&self, host: &mut HostVm, when: &str) {
+        let before = vcpu_ticks(host);
+        assert_eq!(before.len(), 4, "{when}: vCPU threads");
+        until("every vCPU to run", PATIENCE, || {
+            host.sh("sleep 0.2").unwrap();
+            let now = vcpu_ticks(host);
+            let ran = now.iter().zip(&before).all(|(now, before)| now > before);
+            (now.len() == before.len() && ran).then_some(())
+        })
+        .unwrap_or_else(|error| panic!("{when}: {error:#}"));
+    }
+
+    fn serve_again(&self, host: &mut HostVm) {
+        let dir = &self.dir;
+        host.sh(&format!(
+            "vmm-ecs serve --config {dir}/config.toml >/tmp/again.log 2>&1 & echo $!"
+        ))
+        .unwrap();
+        wait_for(host, "enabled");
+        self.wait_until_served(host);
+    }
+
+    fn status(&self, host: &mut HostVm) -> String {
+        host.sh(&format!("vmm-ecs status --socket {}/stats.sock", self.dir))
+            .unwrap()
+    }
+
+    fn end(&self, host: &mut HostVm) {
+        host.sh(&format!("kill {}; wait {}; true", self.demo, self.demo))
+            .unwrap();
+        let daemon = self.daemon(host);
+        host.sh(&format!("kill {daemon} 2>/dev/null; true"))
+            .unwrap();
+        wait_for(host, "disabled");
+    }
+}
+
+/// CPU time that each vCPU thread has had, in ticks of the kernel's clock.
+fn vcpu_ticks(host: &mut HostVm) -> Vec<u64> {
+    let sum = "{ for t in /proc/[0-9]*/task/*; do case $(cat $t/comm) in vcpu*) \
+               cut -d' ' -f14,15 $t/stat;; esac; done; } 2>/dev/null; true";
+    let said = host.sh(sum).unwrap();
+    said.lines()
+        .map(|line| numbers(line).iter().sum())
+        .collect()
+}
+
+fn numbers(said: &str) -> Vec<u64> {
+    let words = said.split_whitespace();
+    words.map(|word| word.parse().unwrap()).collect()
+}
+
+fn wait_for(host: &mut HostVm, state: &str) {
+    let what = format!("sched_ext {state}");
+    let found = until(&what, PATIENCE, || {
+        (host.sched_ext().unwrap() == state).then_some(())
+    });
+    if let Err(error) = found {
+        panic!("{error:#}\n{}", logs(host));
+    }
+}
+
+/// What our programs said.
+fn logs(host: &mut HostVm) -> String {
+    let logs = host.sh("tail -n 20 /tmp/*.log /tmp/vmm-ecs-demo-*/daemon.log; true");
+    logs.unwrap_or_else(|error| format!("{error:#}"))
+}
+
+#[test]
+fn however_the_daemon_goes_the_vms_run_on() {
+    slow!("however_the_daemon_goes_the_vms_run_on");
+    let (parts, host) = scx_host!("however_the_daemon_goes_the_vms_run_on", "7.3", false);
+    let kernel = parts.kernel("7.3").unwrap();
+    HostVm::run(&parts, &kernel, &host, |host| {
+        let running = Running::start(host);
+        running.assert_alive(host, "at first");
+
+        let daemon = running.daemon(host);
+        host.sh(&format!("kill -STOP {daemon}")).unwrap();
+        running.assert_alive(host, "while the daemon is stopped");
+        assert_eq!(host.sched_ext().unwrap(), "enabled");
+        host.sh(&format!("kill -CONT {daemon}")).unwrap();
+
+        host.sh(&format!("kill -KILL {daemon}")).unwrap();
+        wait_for(host, "disabled");
+        running.assert_alive(host, "after SIGKILL");
+        running.serve_again(host);
+        running.assert_alive(host, "under the second daemon");
+
+        let status = running.status(host);
+        assert!(status.contains("scx, full, in force"), "{status}");
+
+        // The kernel ends it, as it does when a thread starves: the daemon says why.
+        host.sh("echo S >/proc/sysrq-trigger").unwrap();
+        wait_for(host, "disabled");
+        running.assert_alive(host, "after the kernel ended the scheduler");
+        let status = until("the reason", PATIENCE, || {
+            let status = running.status(host);
+            status.contains("ended: ").then_some(status)
+        })
+        .unwrap();
+        println!("{status}");
+        running.end(host);
+    });
+}
+
+/// A thread that something above the scheduler's class keeps from its CPU for too long.
+#[test]
+fn a_starved_thread_ends_the_scheduler_and_nothing_else() {
+    slow!("a_starved_thread_ends_the_scheduler_and_nothing_else");
+    let name = "a_starved_thread_ends_the_scheduler_and_nothing_else";
+    let (parts, mut host) = scx_host!(
+        "a_starved_thread_ends_the_scheduler_and_nothing_else",
+        "7.3",
+        false
+    );
+    let chrt = PathBuf::from("/usr/bin/chrt");
+    if !chrt.exists() {
+        skip!(name, "this machine has no chrt (util-linux)");
+    }
+    host.programs.push(chrt);
+    let kernel = parts.kernel("7.3").unwrap();
+    HostVm::run(&parts, &kernel, &host, |host| {
+        let running = Running::start(host);
+        // Else the kernel gives the class a part of each CPU whatever runs above it.
+        host.sh("echo 0 >/sys/kernel/debug/sched/ext_server/cpu1/runtime; \
+             echo -1 >/proc/sys/kernel/sched_rt_runtime_us; \
+             taskset 2 sh -c 'while :; do :; done' & \
+             taskset 2 chrt -f 50 timeout 25 sh -c 'while :; do :; done' & true")
+            .unwrap();
+        wait_for(host, "disabled");
+        let status = until("the reason", PATIENCE, || {
+            let status = running.status(host);
+            status.contains("ended: ").then_some(status)
+        })
+        .unwrap();
+        println!("{status}");
+        assert!(status.contains("runnable task stall"), "{status}");
+        running.assert_alive(host, "after the watchdog");
+        running.end(host);
+    });
+}
+
+#[test]
+fn it_stays_while_cpus_come_and_go() {
+    slow!("it_stays_while_cpus_come_and_go");
+    let (parts, host) = scx_host!("it_stays_while_cpus_come_and_go", "7.3", false);
+    let kernel = parts.kernel("7.3").unwrap();
+    HostVm::run(&parts, &kernel, &host, |host| {
+        let running = Running::start(host);
+        host.sh("echo 0 >/sys/devices/system/cpu/cpu1/online")
+            .unwrap();
+        running.assert_alive(host, "on one CPU");
+        host.sh("echo 1 >/sys/devices/system/cpu/cpu1/online")
+            .unwrap();
+        running.assert_alive(host, "on two CPUs again");
+        assert_eq!(
+            host.sched_ext().unwrap(),
+            "enabled",
+            "{}",
+            running.status(host)
+        );
+        running.end(host);
+    });
+}
+
+#[test]
+fn it_comes_and_goes_under_load() {
+    const TIMES: u32 = 100;
+    slow!("it_comes_and_goes_under_load");
+    let (parts, host) = scx_host!("it_comes_and_goes_under_load", "7.3", false);
+    let kernel = parts.kernel("7.3").unwrap();
+    HostVm::run(&parts, &kernel, &host, |host| {
+        let running = Running::start(host);
+        let first = running.daemon(host);
+        host.sh(&format!("kill -KILL {first}")).unwrap();
+        wait_for(host, "disabled");
+        for time in 0..TIMES {
+            running.serve_again(host);
+            let daemon = running.daemon(host);
+            // Every other one has no time to clean up.
+            let signal = if time % 2 == 0 { "TERM" } else { "KILL" };
+            host.sh(&format!("kill -{signal} {daemon}")).unwrap();
+            wait_for(host, "disabled");
+        }
+        running.assert_alive(host, "after all");
+        println!("{TIMES} times attached and detached");
+        running.serve_again(host);
+        running.end(host);
+    });
+}
+
+#[test]
+fn limits_and_weights_of_cgroups_hold() {
+    slow!("limits_and_weights_of_cgroups_hold");
+    let (parts, host) = scx_host!("limits_and_weights_of_cgroups_hold", "7.3", false);
+    let kernel = parts.kernel("7.3").unwrap();
+    HostVm::run(&parts, &kernel, &host, |host| {
+        host.sh(
+            "echo +cpu >/sys/fs/cgroup/cgroup.subtree_control; mkdir /sys/fs/cgroup/vm0 \
+                 /sys/fs/cgroup/vm1",
+        )
+        .unwrap();
+        let running = Running::start(host);
+        let stats = running.stats(host).unwrap();
+        for vm in stats["vms"].as_array().unwrap() {
+            let (name, pid) = (vm["name"].as_str().unwrap(), &vm["pid"]);
+            host.sh(&format!("echo {pid} >/sys/fs/cgroup/{name}/cgroup.procs"))
+                .unwrap();
+        }
+        // A daemon learns where a VM is when the VM connects.
+        let daemon = running.daemon(host);
+        host.sh(&format!("kill {daemon}")).unwrap();
+        wait_for(host, "disabled");
+        running.serve_again(host);
+
+        let shares = |host: &mut HostVm, words: &str| {
+            host.sh(words).unwrap();
+            // Read once a second.
+            host.sh("sleep 2").unwrap();
+            let cpu = |host: &mut HostVm| -> Vec<f64> {
+                let stats = running.stats(host).unwrap();
+                let vms = stats["vms"].as_array().unwrap();
+                let of = |vm: &Value| {
+                    let vcpus = vm["vcpus"].as_array().unwrap();
+                    vcpus
+                        .iter()
+                        .map(|vcpu| vcpu["cpu_ns"].as_f64().unwrap())
+                        .sum()
+                };
+                vms.iter().map(of).collect()
+            };
+            let (before, start) = (cpu(host), now_s(host));
+            host.sh("sleep 5").unwrap();
+            let (after, end) = (cpu(host), now_s(host));
+            let used = after
+                .iter()
+                .zip(before)
+                .map(|(after, before)| after - before);
+            used.map(|used| used / 1e9 / (end - start))
+                .collect::<Vec<f64>>()
+        };
+        let weighed = shares(host, "echo 300 >/sys/fs/cgroup/vm1/cpu.weight");
+        println!("cpu.weight 100 and 300: {weighed:.3?} CPUs");
+        let ratio = weighed[1] / weighed[0];
+        assert!((2.9..3.1).contains(&ratio), "{weighed:?}");
+        let limited = shares(host, "echo '30000 100000' >/sys/fs/cgroup/vm1/cpu.max");
+        println!("cpu.max 30 % of a CPU for the second: {limited:.3?} CPUs");
+        assert!((0.28..0.31).contains(&limited[1]), "{limited:?}");
+        // What it may not use is the other's.
+        assert!(limited[0] > 1.4, "{limited:?}");
+        running.end(host);
+    });
+}
+
+/// Seconds since the host booted.
+fn now_s(host: &mut HostVm) -> f64 {
+    let text = host.sh("cat /proc/uptime").unwrap();
+    text.split(' ').next().unwrap().parse().unwrap()
+}
+
+/// How a thread that wakes up a hundred times a second and one that never sleeps fare beside two VMs.
+#[test]
+fn threads_of_the_host_run_soon_and_get_their_share() {
+    let name = "threads_of_the_host_run_soon_and_get_their_share";
+    slow!(name);
+    let (parts, mut host) = scx_host!(name, "7.3");
+    let cyclictest = PathBuf::from("/usr/bin/cyclictest");
+    if !cyclictest.exists() {
+        skip!(name, "this machine has no cyclictest (rt-tests)");
+    }
+    host.programs.push(cyclictest);
+    let kernel = parts.kernel("7.3").unwrap();
+    HostVm::run(&parts, &kernel, &host, |host| {
+        let mut worst_us = Vec::new();
+        for arm in ["stock", "ecs --controller scx"] {
+            // First one VM alone, which is not what is looked at.
+            let demo = host
+                .sh(&format!(
+                    "vmm-ecs demo --quiet --kind kvm --workload compute --seconds 6 --runs 1 \
+                     --html /tmp/demo.html --arms {arm} >/tmp/demo.log 2>&1 & echo $!"
+                ))
+                .unwrap();
+            until("both VMs", PATIENCE * 3, || {
+                (vcpu_ticks(host).len() == 4).then_some(())
+            })
+            .unwrap();
+            let said = host
+                .sh_within(
+                    "cyclictest --policy=other -p 0 -i 10000 -l 100 -q",
+                    PATIENCE,
+                )
+                .unwrap();
+            println!("{arm}: {}", said.trim());
+            let (_, rest) = said.rsplit_once("Max:").unwrap();
+            worst_us.push(rest.trim().parse::<u64>().unwrap());
+            let busy =
+                "sh -c 'while :; do :; done' & sleep 2; cut -d' ' -f14,15 /proc/$!/stat; kill $!";
+            let ran: u64 = numbers(&host.sh_within(busy, PATIENCE).unwrap())
+                .iter()
+                .sum();
+            println!("{arm}: a busy thread ran {ran} of 200 ticks");
+            // Two VMs and a thread on two CPUs: no less than half of its share.
+            assert!(ran > 50, "{arm}: {ran}");
+            host.sh_within(&format!("wait {}", demo.trim()), PATIENCE * 3)
+                .unwrap();
+        }
+        // A turn and its extension at most.
+        assert!(worst_us[1] < 5000, "{worst_us:?} us");
+    });
+}
