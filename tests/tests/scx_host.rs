@@ -162,7 +162,10 @@ fn wait_for(host: &mut HostVm, state: &str) {
 
 /// What our programs said.
 fn logs(host: &mut HostVm) -> String {
-    let logs = host.sh("tail -n 20 /tmp/*.log /tmp/vmm-ecs-demo-*/daemon.log; true");
+    let logs = host.sh(
+        "tail -n 20 /tmp/*.log /tmp/vmm-ecs-demo-*/daemon.log; ps -o pid,ppid,stat,time,args | \
+         grep -v '\\]$'; cat /sys/kernel/sched_ext/state; dmesg | tail -n 20; true",
+    );
     logs.unwrap_or_else(|error| format!("{error:#}"))
 }
 
