@@ -15,6 +15,7 @@ use crate::check;
 use crate::config::{Config, ConfigFile, ControllerChoice};
 use crate::daemon::Daemon;
 use crate::demo::{self, Arm, DemoOptions, Scenario};
+use crate::simulate::{self, SimulateArgs};
 
 /// Gives vCPUs in critical sections a little extra time, and takes it back.
 #[derive(Debug, Parser)]
@@ -34,6 +35,8 @@ enum Command {
     Check,
     /// Run over-committed VMs with and without eCS, and show the difference.
     Demo(Box<DemoArgs>),
+    /// Simulate a scenario file on a host of any size, with and without eCS.
+    Simulate(SimulateArgs),
     /// Say in a few lines what a running daemon does, and why.
     Status {
         /// Its statistics socket.
@@ -174,6 +177,7 @@ impl Cli {
                 Ok(ExitCode::SUCCESS)
             }
             Command::Demo(args) => run_demo(*args),
+            Command::Simulate(args) => simulate::run(&args),
             Command::Status { socket } => {
                 let snapshot = ecs_stats::read_snapshot(&socket, Duration::from_secs(5))?;
                 print!("{}", check::status(&snapshot));

@@ -8,6 +8,7 @@ mod cli;
 mod config;
 mod daemon;
 mod demo;
+mod simulate;
 
 use std::process::ExitCode;
 

@@ -22,7 +22,7 @@
 //! # Invariants
 //! - Same scenario, arm and seed: the same report, byte for byte, on every machine.
 //! - CPU time of the VMs, host time and idle time add up to CPUs x duration, to the nanosecond.
-//! - No clock, no I/O, no threads.
+//! - No clock, no files, no threads.
 //!
 //! # What it does not do
 //! Caches, memory, frequency, SMT and devices have no model. Costs of switching are constants of the
@@ -31,6 +31,8 @@
 
 mod clock;
 mod ecs;
+mod examples;
+mod fleet;
 mod guest;
 mod histogram;
 mod ids;
@@ -40,6 +42,8 @@ mod scenario;
 mod stock;
 mod world;
 
+pub use examples::EXAMPLES;
+pub use fleet::{Fleet, FleetError};
 pub use report::{Critical, Handoff, Policy, Report, VmReport};
 pub use scenario::{
     Arm, Guest, HostSection, Kind, Point, PolicySection, Scenario, ScenarioError, StockSection,

@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 pub(crate) use arm::Arm;
 pub(crate) use bars::run_bars;
 use figures::RunReport;
-use measure::Bench;
+pub(crate) use measure::Bench;
 
 use crate::config::{ControllerChoice, PolicySection};
 

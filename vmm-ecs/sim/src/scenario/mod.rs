@@ -475,14 +475,14 @@ impl VmSection {
     }
 }
 
-fn range(field: &str, value: u64, least: u64, most: u64) -> Result<(), ScenarioError> {
+pub(crate) fn range(field: &str, value: u64, least: u64, most: u64) -> Result<(), ScenarioError> {
     if (least..=most).contains(&value) {
         return Ok(());
     }
     Err(out_of_range(field, value, &format!("{least} to {most}")))
 }
 
-fn out_of_range(field: &str, value: impl fmt::Display, must: &str) -> ScenarioError {
+pub(crate) fn out_of_range(field: &str, value: impl fmt::Display, must: &str) -> ScenarioError {
     ScenarioError::Range {
         field: field.to_owned(),
         value: value.to_string(),
