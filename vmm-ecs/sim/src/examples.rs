@@ -14,6 +14,8 @@ examples! {
     "over-commit"
     "extension"
     "budget"
+    "budget-of-a-large-vm"
+    "starved-convoy"
     "slice"
     "fleet"
     "validation/ticket-2x4"

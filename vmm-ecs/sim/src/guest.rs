@@ -53,8 +53,9 @@ pub(crate) struct Work {
 }
 
 impl Work {
-    pub(crate) fn new(section: &VmSection) -> Self {
+    pub(crate) fn new(section: &VmSection, slowdown_pct: u64) -> Self {
         let work = &section.workload;
+        let ns = |us| ns(us) * (100 + slowdown_pct) / 100;
         let out_ns = ns(work.out_us);
         Self {
             kind: work.kind,

@@ -179,7 +179,7 @@ impl World {
             self.locks.push(Lock::new(section.workload.kind));
         }
         let vm = self.vms.push(Vm {
-            work: Work::new(section),
+            work: Work::new(section, self.host.slowdown_pct),
             first: VcpuId::of(self.vcpus.len()),
             nr_vcpus: section.vcpus,
             first_lock,

@@ -148,11 +148,11 @@ pub(crate) fn run(args: &SimulateArgs) -> anyhow::Result<ExitCode> {
     let mut all = Vec::new();
     for file in &args.scenarios {
         let points = read(file)?;
-        let mut table = table::Table::begin(&points);
+        // Each line when it is known: a sweep takes its time.
+        let table = (!args.json).then(|| table::Table::begin(&points));
         for point in &points {
             let simulated = Simulated::of(file, point, args.arm.list(), args.seed)?;
-            if !args.json {
-                // Each line when it is known: a sweep takes its time.
+            if let Some(table) = &table {
                 table.print(&simulated);
             }
             all.push(simulated);

@@ -25,7 +25,7 @@ impl Table {
         let widths = keys.iter().map(|key| key.len().max(10)).collect();
         let table = Self { widths };
         println!(
-            "{}{:<12}{:>12}{:>9}{:>10}{:>8}{:>8}{:>8}{:>8}{:>10}{:>9}{:>10}{:>9}{:>10}{:>10}{:>11}",
+            "{}{:<12}{:>12}{:>9}{:>10}{:>8}{:>8}{:>8}{:>8}{:>10}{:>9}{:>12}{:>9}{:>10}{:>10}{:>11}",
             table.key(keys.iter().map(String::as_str)),
             "arm",
             "ops/s",
@@ -54,7 +54,7 @@ impl Table {
     }
 
     /// Prints one scenario.
-    pub(super) fn print(&mut self, simulated: &Simulated) {
+    pub(super) fn print(&self, simulated: &Simulated) {
         let key = self.key(simulated.at.iter().map(|(_, value)| value.as_str()));
         let base = simulated.arms.first().map_or(0.0, |arm| arm.ops_per_s);
         for arm in &simulated.arms {
@@ -62,7 +62,7 @@ impl Table {
                 arm.median(|run| count(run) as f64 * 1e9 / run.duration_ns as f64)
             };
             println!(
-                "{key}{:<12}{:>12.0}{:>9.3}{:>10.1}{:>8.1}{:>8.1}{:>8.1}{:>8.1}{:>10.0}{:>9}{:>10.2}{:>9.2}{:>10.1}{:>10.1}{:>11.1}",
+                "{key}{:<12}{:>12.0}{:>9.3}{:>10.1}{:>8.1}{:>8.1}{:>8.1}{:>8.1}{:>10.0}{:>9}{:>12.2}{:>9.2}{:>10.1}{:>10.1}{:>11.1}",
                 arm.arm,
                 arm.ops_per_s,
                 arm.ops_per_s / base,

@@ -1,16 +1,17 @@
 //! The same scenario, simulated and run for real: how far apart they are.
 //!
 //! A scenario can be run for real when all its VMs are alike but for weight, annotation and behaviour,
-//! and this machine has its CPUs. The real run is the demo's: the daemon, real VMs, real sockets.
+//! and this machine has its CPUs. What else the machine does has no model: "CPUs had" is the part of the
+//! CPUs' time that the VMs had, and says how much of a difference that is. The real run is the demo's: the daemon, real VMs, real sockets.
 
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
-use ecs_sim::{Guest, Kind, Point};
+use ecs_sim::{Guest, Kind, Point, Report};
 
 use super::{Arms, Simulated, read};
 use crate::config::{ControllerChoice, PolicySection};
-use crate::demo::{self, Arm, Bench, DemoOptions, Scenario};
+use crate::demo::{self, Arm, Bench, DemoOptions, RunReport, Scenario};
 
 /// Difference between a simulated and a measured throughput ratio that the project allows itself.
 const ALLOWED_PERCENT: f64 = 10.0;
@@ -19,8 +20,13 @@ const ALLOWED_PERCENT: f64 = 10.0;
 pub(super) fn run(files: &[String], seed: Option<u64>) -> anyhow::Result<ExitCode> {
     let mut within = 0;
     let mut total = 0;
+    let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
     println!(
-        "{:<30}{:<20}{:>14}{:>14}{:>14}{:>10}",
+        "Load of this machine before (1, 5, 15 minutes): {}",
+        load.trim()
+    );
+    println!(
+        "{:<30}{:<24}{:>14}{:>14}{:>14}{:>14}",
         "scenario", "figure", "measured", "lowest", "highest", "simulated"
     );
     for file in files {
@@ -29,32 +35,55 @@ pub(super) fn run(files: &[String], seed: Option<u64>) -> anyhow::Result<ExitCod
             let simulated = Simulated::of(file, &point, Arms::Both.list(), seed)?;
             let bench = Bench::new(&options)?;
             let measured = demo::compare(&bench, &options, &|text| eprintln!("{text}"))?;
-            for arm in &measured.arms {
-                let figure = format!("{} ops/s", arm.arm.title());
-                let simulated = simulated
-                    .arms
-                    .iter()
-                    .find(|found| found.arm == same(arm.arm))
-                    .map_or(0.0, |found| found.ops_per_s);
-                let (low, high) = arm.ops_per_s_range;
+            let print = |figure: &str, real: f64, range: (f64, f64), found: f64| {
                 println!(
-                    "{file:<30}{figure:<20.20}{:>14.0}{low:>14.0}{high:>14.0}{simulated:>10.0}  {}",
-                    arm.ops_per_s,
-                    error(simulated, arm.ops_per_s)
+                    "{file:<30}{figure:<24.24}{real:>14.3}{:>14.3}{:>14.3}{found:>14.3}  {:+.1} %",
+                    range.0,
+                    range.1,
+                    (found / real - 1.0) * 100.0
                 );
+            };
+            let mut per_cpu_s = Vec::new();
+            for arm in &measured.arms {
+                let Some(found) = simulated.arm(same(arm.arm)) else {
+                    continue;
+                };
+                let name = arm.arm.title();
+                let (low, high) = arm.ops_per_s_range;
+                print(
+                    &format!("ops/s, {name}"),
+                    arm.ops_per_s,
+                    (low, high),
+                    found.ops_per_s,
+                );
+                let nr_cpus = bench.nr_pcpus() as f64;
+                let share = |run: &RunReport| {
+                    let cpu_s: f64 = run.vms.iter().map(|vm| vm.cpu_s).sum();
+                    cpu_s / run.seconds / nr_cpus
+                };
+                let shares: Vec<f64> = arm.runs.iter().map(share).collect();
+                let had = demo::median(&shares);
+                let range = shares.iter().fold((f64::MAX, 0f64), |(low, high), &share| {
+                    (low.min(share), high.max(share))
+                });
+                let of_all = |run: &Report| {
+                    let all_ns = run.cpu_ns + run.host_ns + run.idle_ns;
+                    run.cpu_ns as f64 / all_ns as f64
+                };
+                let would_have = found.median(of_all);
+                print(&format!("CPUs had, {name}"), had, range, would_have);
+                per_cpu_s.push((arm.ops_per_s / had, found.ops_per_s / would_have));
+            }
+            if let [(stock, stock_found), (ecs, ecs_found)] = per_cpu_s[..] {
+                let (real, found) = (ecs / stock, ecs_found / stock_found);
+                print("ratio per CPU second", real, (f64::NAN, f64::NAN), found);
             }
             if let (Some(found), Some(real)) =
                 (simulated.throughput_ratio, measured.throughput_ratio)
             {
                 total += 1;
                 within += u32::from((found / real - 1.0).abs() * 100.0 <= ALLOWED_PERCENT);
-                println!(
-                    "{file:<30}{:<20}{real:>14.3}{:>14}{:>14}{found:>10.3}  {}",
-                    "throughput ratio",
-                    "",
-                    "",
-                    error(found, real)
-                );
+                print("throughput ratio", real, (f64::NAN, f64::NAN), found);
             }
         }
     }
@@ -64,10 +93,6 @@ pub(super) fn run(files: &[String], seed: Option<u64>) -> anyhow::Result<ExitCod
     } else {
         ExitCode::FAILURE
     })
-}
-
-fn error(simulated: f64, measured: f64) -> String {
-    format!("{:+.1} %", (simulated / measured - 1.0) * 100.0)
 }
 
 fn same(arm: Arm) -> ecs_sim::Arm {

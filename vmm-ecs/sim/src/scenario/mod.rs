@@ -152,6 +152,9 @@ pub struct HostSection {
     pub sockets: usize,
     /// Cores a socket; CPUs of one socket are numbered one after another.
     pub cores: usize,
+    /// How much longer the guests' work takes than it says, percent of it: what SMT siblings, frequency
+    /// and steal take from a CPU second.
+    pub slowdown_pct: u64,
     /// A context switch between two vCPUs, exit and entry of the guest included, ns.
     pub switch_ns: u64,
     /// CPU time of a controller that wakes up by its timer, ns.
@@ -171,6 +174,7 @@ impl Default for HostSection {
         Self {
             sockets: 1,
             cores: 2,
+            slowdown_pct: 0,
             switch_ns: 2_000,
             look_ns: 3_000,
             doorbell_ns: 2_000,
@@ -385,6 +389,7 @@ impl Scenario {
             ("warmup_ms", self.warmup_ms, 0, 3_600_000),
             ("runs", u64::from(self.runs), 1, 1000),
             ("host.sockets x host.cores", cpus, 1, MAX_CPUS as u64),
+            ("host.slowdown_pct", host.slowdown_pct, 0, 900),
             ("host.switch_ns", host.switch_ns, 0, 1_000_000),
             ("host.look_ns", host.look_ns, 0, 1_000_000),
             ("host.doorbell_ns", host.doorbell_ns, 0, 1_000_000),
