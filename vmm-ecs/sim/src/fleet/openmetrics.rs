@@ -193,14 +193,20 @@ impl Fleet {
         let of_one_vm = |a: &Sample, b: &Sample| (a.slot, a.generation) == (b.slot, b.generation);
         for samples in samples.chunk_by(of_one_vm) {
             for (value, figure) in family.series {
+                let Some(first) = samples.first() else {
+                    continue;
+                };
+                let (slot, generation) = (first.slot, first.generation);
+                let mut series = format!(
+                    "{name}{suffix}{{{},vm=\"vm-{slot:05}-{generation}\"",
+                    labels(host)
+                );
+                if !label.is_empty() {
+                    series += &format!(",{label}=\"{value}\"");
+                }
                 for sample in samples {
-                    let (slot, generation) = (sample.slot, sample.generation);
-                    write!(out, "{name}{suffix}{{{}", labels(host))?;
-                    write!(out, ",vm=\"vm-{slot:05}-{generation}\"")?;
-                    if !label.is_empty() {
-                        write!(out, ",{label}=\"{value}\"")?;
-                    }
-                    writeln!(out, "}} {} {}", figure(sample), self.time_s(sample.step))?;
+                    let time_s = self.time_s(sample.step);
+                    writeln!(out, "{series}}} {} {time_s}", figure(sample))?;
                 }
             }
         }
