@@ -3,6 +3,7 @@
 //! This binary is wiring: the command line, the configuration, the daemon and the demo. What it
 //! wires is in the crates beside it.
 
+mod advise;
 mod check;
 mod cli;
 mod config;

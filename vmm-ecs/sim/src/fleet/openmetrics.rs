@@ -21,20 +21,19 @@ pub enum FleetError {
     Write(#[from] io::Error),
 }
 
+/// A label's value, and the figure of its series.
+type Series = (&'static str, fn(&Sample) -> f64);
+
 /// A metric of VMs: name without `_total`, whether it is a counter, its label beside `vm`, the values of
 /// that, and what each is.
 struct Family {
     name: &'static str,
     counter: bool,
     label: &'static str,
-    series: &'static [(&'static str, fn(&Sample) -> f64)],
+    series: &'static [Series],
 }
 
-const fn counter(
-    name: &'static str,
-    label: &'static str,
-    series: &'static [(&'static str, fn(&Sample) -> f64)],
-) -> Family {
+const fn counter(name: &'static str, label: &'static str, series: &'static [Series]) -> Family {
     Family {
         name,
         counter: true,
@@ -43,10 +42,7 @@ const fn counter(
     }
 }
 
-const fn gauge(
-    name: &'static str,
-    series: &'static [(&'static str, fn(&Sample) -> f64)],
-) -> Family {
+const fn gauge(name: &'static str, series: &'static [Series]) -> Family {
     Family {
         name,
         counter: false,
