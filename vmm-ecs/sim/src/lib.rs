@@ -40,6 +40,7 @@ mod report;
 mod rng;
 mod scenario;
 mod stock;
+mod view;
 mod world;
 
 pub use examples::EXAMPLES;
