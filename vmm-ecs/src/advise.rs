@@ -2,7 +2,8 @@
 //!
 //! Two scrapes of the exporter, in observe mode, say how many preemptions met a section. The part that do
 //! is the part of their time that guests spend in sections; with a length of sections that the operator
-//! names, this makes a workload, and the simulator says how it stalls at every over-commit.
+//! names, this makes a workload; the number of locks is the one whose simulation stalls most like the
+//! host; and the simulator says how that stalls at every over-commit.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -14,6 +15,8 @@ use ecs_sim::{Arm, Scenario};
 /// Slice ends in a section that became none: lowest and highest in real runs (docs/evaluation.md and
 /// docs/simulation.md).
 const AVOIDED: (f64, f64) = (0.986, 1.0);
+/// Locks a VM that are tried for the best fit.
+const LOCKS: [usize; 3] = [1, 4, 16];
 /// Over-commit that is looked at, vCPUs a CPU.
 const LEVELS: std::ops::RangeInclusive<usize> = 1..=8;
 
@@ -129,10 +132,14 @@ fn advise(seen: &Seen, args: &AdviseArgs) -> anyhow::Result<String> {
         )?;
         return Ok(out);
     }
+    let (now, locks) = fit(seen, part, args.section_us)?;
+    let real_ms = seen.stall_s * 1e3 / seen.cpu_s;
+    let found_ms = stalled_ms(Arm::Stock, now, part, args.section_us, locks)?;
     writeln!(
         out,
         "Cost: {:.3} ms of CPU time in extensions if sections take {} us, repaid later.\n\n\
-         Simulated: {:.1} % of the time in sections of {} us. Stalled, ms in a second of CPU time:",
+         Simulated: {:.1} % of the time in sections of {} us of {locks} locks, which fits this host best: stalled \
+         {real_ms:.1} ms\nin a second of CPU time at about {now} vCPUs a CPU, simulated {found_ms:.1} ms. By over-commit, ms:",
         most * args.section_us / 1e3,
         args.section_us,
         part * 100.0,
@@ -142,8 +149,8 @@ fn advise(seen: &Seen, args: &AdviseArgs) -> anyhow::Result<String> {
     let mut good = [0, 0];
     for level in LEVELS {
         let stalls = [
-            stalled_ms(Arm::Stock, level, part, args.section_us)?,
-            stalled_ms(Arm::Ecs, level, part, args.section_us)?,
+            stalled_ms(Arm::Stock, level, part, args.section_us, locks)?,
+            stalled_ms(Arm::Ecs, level, part, args.section_us, locks)?,
         ];
         for (good, stall) in good.iter_mut().zip(stalls) {
             if stall <= args.stall_budget_ms && *good + 1 == level {
@@ -163,12 +170,39 @@ fn advise(seen: &Seen, args: &AdviseArgs) -> anyhow::Result<String> {
     Ok(out)
 }
 
+/// The over-commit of the observed host, and how many locks make its simulation stall most like it.
+fn fit(seen: &Seen, part: f64, section_us: f64) -> anyhow::Result<(usize, usize)> {
+    let wanted = (seen.cpu_s + seen.delay_s) / seen.cpu_s;
+    let level = LEVELS
+        .min_by(|a, b| {
+            let off = |level: &usize| (*level as f64 - wanted).abs();
+            off(a).total_cmp(&off(b))
+        })
+        .unwrap_or(1);
+    let real_ms = seen.stall_s * 1e3 / seen.cpu_s;
+    let mut best = (f64::MAX, 1);
+    for locks in LOCKS {
+        let found_ms = stalled_ms(Arm::Stock, level, part, section_us, locks)?;
+        let off = ((found_ms + 0.1) / (real_ms + 0.1)).ln().abs();
+        if off < best.0 {
+            best = (off, locks);
+        }
+    }
+    Ok((level, best.1))
+}
+
 /// Stalled time in a second of CPU time, ms, of VMs of 4 vCPUs on 8 CPUs.
-fn stalled_ms(arm: Arm, level: usize, part: f64, section_us: f64) -> anyhow::Result<f64> {
+fn stalled_ms(
+    arm: Arm,
+    level: usize,
+    part: f64,
+    section_us: f64,
+    locks: usize,
+) -> anyhow::Result<f64> {
     let out_us = section_us * (1.0 - part) / part;
     let scenario: Scenario = format!(
         "duration_ms = 500\n[host]\ncores = 8\n[[vm]]\nvcpus = 4\ncount = {}\nworkload = {{ \
-         kind = \"ticket\", in_us = {section_us}, out_us = {:.3}, locks = 4 }}\n",
+         kind = \"ticket\", in_us = {section_us}, out_us = {:.3}, locks = {locks} }}\n",
         2 * level,
         out_us.min(1e6)
     )
