@@ -30,7 +30,7 @@ pub enum ScenarioError {
         must: String,
     },
     /// A parameter of the policy is out of its range.
-    #[error("In [policy]: {0}")]
+    #[error("In [policy]")]
     Params(#[from] BadParam),
     /// A list of CPUs cannot be read.
     #[error(
