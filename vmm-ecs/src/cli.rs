@@ -11,10 +11,12 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use clap::{Parser, Subcommand};
 
+use crate::advise::{self, AdviseArgs};
 use crate::check;
 use crate::config::{Config, ConfigFile, ControllerChoice};
 use crate::daemon::Daemon;
 use crate::demo::{self, Arm, DemoOptions, Scenario};
+use crate::simulate::{self, SimulateArgs};
 
 /// Gives vCPUs in critical sections a little extra time, and takes it back.
 #[derive(Debug, Parser)]
@@ -34,6 +36,10 @@ enum Command {
     Check,
     /// Run over-committed VMs with and without eCS, and show the difference.
     Demo(Box<DemoArgs>),
+    /// Simulate a scenario file on a host of any size, with and without eCS.
+    Simulate(SimulateArgs),
+    /// Say from two scrapes of an observed host what eCS would have avoided there, and at what cost.
+    Advise(AdviseArgs),
     /// Say in a few lines what a running daemon does, and why.
     Status {
         /// Its statistics socket.
@@ -174,6 +180,11 @@ impl Cli {
                 Ok(ExitCode::SUCCESS)
             }
             Command::Demo(args) => run_demo(*args),
+            Command::Simulate(args) => simulate::run(&args),
+            Command::Advise(args) => {
+                advise::run(&args)?;
+                Ok(ExitCode::SUCCESS)
+            }
             Command::Status { socket } => {
                 let snapshot = ecs_stats::read_snapshot(&socket, Duration::from_secs(5))?;
                 print!("{}", check::status(&snapshot));

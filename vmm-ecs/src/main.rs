@@ -3,11 +3,13 @@
 //! This binary is wiring: the command line, the configuration, the daemon and the demo. What it
 //! wires is in the crates beside it.
 
+mod advise;
 mod check;
 mod cli;
 mod config;
 mod daemon;
 mod demo;
+mod simulate;
 
 use std::process::ExitCode;
 

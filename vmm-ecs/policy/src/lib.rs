@@ -20,6 +20,7 @@
 #![no_std]
 #![forbid(unsafe_code)]
 
+mod epoch;
 mod fair;
 mod ledger;
 mod params;
@@ -28,6 +29,7 @@ mod queue;
 mod snapshot;
 mod turn;
 
+pub use epoch::{aligned_slice_ns, latin_distance};
 pub use fair::{Claim, split_fairly};
 pub use ledger::{Books, Ledger};
 pub use params::{BadParam, Params, WEIGHT_DEFAULT, WEIGHT_RANGE};

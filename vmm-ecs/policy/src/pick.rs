@@ -1,6 +1,8 @@
 //! Which vCPU runs next on a pCPU.
 
 use crate::params::Params;
+use crate::queue::Queue;
+use crate::snapshot::CsSnapshot;
 
 /// How much running a vCPU helps its VM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -11,6 +13,20 @@ pub enum Rank {
     Ready,
     /// It would only spin.
     Hopeless,
+}
+
+impl Rank {
+    /// Rank of a vCPU by its snapshot and its place in its lock queue.
+    #[must_use]
+    pub fn of(snap: &CsSnapshot, queue: Queue, params: &Params) -> Self {
+        match queue {
+            _ if !params.queue_rules => Self::Ready,
+            Queue::Hopeless => Self::Hopeless,
+            Queue::Head => Self::Head,
+            Queue::NotWaiting if snap.holds() => Self::Head,
+            Queue::NotWaiting | Queue::HeadRuns | Queue::Unknown => Self::Ready,
+        }
+    }
 }
 
 /// A runnable vCPU that is not running.

@@ -22,8 +22,8 @@ use serde::{Deserialize, Serialize};
 
 pub(crate) use arm::Arm;
 pub(crate) use bars::run_bars;
-use figures::RunReport;
-use measure::Bench;
+pub(crate) use figures::RunReport;
+pub(crate) use measure::Bench;
 
 use crate::config::{ControllerChoice, PolicySection};
 

@@ -4,8 +4,8 @@
 
 use ecs_abi::{VIRTIO_ECS_YIELD_HOPELESS, VIRTIO_ECS_YIELD_RELEASE};
 use ecs_policy::{
-    Candidate, Decision, Event, Input, Leave, Params, Queue, Rank, Turn, Wait, is_dirty, is_urgent,
-    pick, queue_of,
+    Candidate, Decision, Event, Input, Leave, Params, Queue, Rank, Turn, Wait, aligned_slice_ns,
+    is_dirty, is_urgent, pick, queue_of,
 };
 
 use smallvec::SmallVec;
@@ -143,8 +143,9 @@ fn read_members(state: &mut State, pcpu: usize) {
 
 /// Members that could run beside `except`, ranked as if `except` were off the CPU.
 fn runnable(state: &mut State, pcpu: usize, except: Option<VcpuId>) -> Few<Runnable> {
-    let queue_rules = state.params.queue_rules;
-    let State { pcpus, vms, .. } = state;
+    let State {
+        pcpus, vms, params, ..
+    } = state;
     let mut found = Few::new();
     let Some(pcpu) = pcpus.get(pcpu) else {
         return found;
@@ -167,13 +168,8 @@ fn runnable(state: &mut State, pcpu: usize, except: Option<VcpuId>) -> Few<Runna
         if let Some(except) = except.filter(|except| except.vm == id.vm) {
             running.remove(except.vcpu);
         }
-        let rank = match queue_of(id.vcpu, &vm.snaps, &running) {
-            _ if !queue_rules => Rank::Ready,
-            Queue::Hopeless => Rank::Hopeless,
-            Queue::Head => Rank::Head,
-            Queue::NotWaiting if vm.snap(id.vcpu).holds() => Rank::Head,
-            Queue::NotWaiting | Queue::HeadRuns | Queue::Unknown => Rank::Ready,
-        };
+        let queue = queue_of(id.vcpu, &vm.snaps, &running);
+        let rank = Rank::of(&vm.snap(id.vcpu), queue, params);
         found.push(Runnable { id, rank });
     }
     found
@@ -411,7 +407,7 @@ fn choose_among(
 // ---- steering ----
 
 fn begin(state: &mut State, look: &Look<'_>, id: VcpuId, bonus_ns: u64) -> Option<Turn> {
-    let slice_ns = apart::aligned_slice_ns(look.now_ns, state.params.slice_ns);
+    let slice_ns = aligned_slice_ns(look.now_ns, state.params.slice_ns);
     let params = Params {
         slice_ns,
         ..state.params

@@ -1,0 +1,250 @@
+//! The same scenario, simulated and run for real: how far apart they are.
+//!
+//! A scenario can be run for real when all its VMs are alike but for weight, annotation and behaviour,
+//! and this machine has its CPUs. What else the machine does has no model: "CPUs had" is the part of the
+//! CPUs' time that the VMs had, and says how much of a difference that is. The real run is the demo's: the daemon, real VMs, real sockets.
+
+use std::process::ExitCode;
+
+use anyhow::{Context, bail};
+use ecs_sim::{Guest, Kind, Point, Report, VmSection};
+
+use super::{Arms, Simulated, read};
+use crate::config::{ControllerChoice, PolicySection};
+use crate::demo::{self, Arm, Bench, DemoOptions, RunReport, Scenario};
+
+/// Difference between a simulated and a measured throughput ratio that the project allows itself.
+const ALLOWED_PERCENT: f64 = 10.0;
+
+/// Runs scenarios both ways, and prints every figure of both.
+pub(super) fn run(files: &[String], seed: Option<u64>) -> anyhow::Result<ExitCode> {
+    let (mut within, mut within_beside) = (0, 0);
+    let mut total = 0;
+    let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    println!(
+        "Load of this machine before (1, 5, 15 minutes): {}",
+        load.trim()
+    );
+    println!(
+        "{:<30}{:<24}{:>14}{:>14}{:>14}{:>14}",
+        "scenario", "figure", "measured", "lowest", "highest", "simulated"
+    );
+    for file in files {
+        for point in read(file)? {
+            let options = options(&point).with_context(|| format!("{file} has no real run"))?;
+            let simulated = Simulated::of(file, &point, Arms::Both.list(), seed)?;
+            let bench = Bench::new(&options)?;
+            let measured = demo::compare(&bench, &options, &|text| eprintln!("{text}"))?;
+            let print = |figure: &str, real: f64, range: Option<(f64, f64)>, found: f64| {
+                let range = range.map_or_else(String::new, |(low, high)| {
+                    format!("{low:>14.3}{high:>14.3}")
+                });
+                let off = (found / real - 1.0) * 100.0;
+                println!(
+                    "{file:<30}{figure:<24.24}{real:>14.3}{range:>28}{found:>14.3}  {off:+.1} %"
+                );
+            };
+            let (mut per_cpu_s, mut with_neighbours) = (Vec::new(), Vec::new());
+            for arm in &measured.arms {
+                let Some(found) = simulated.arm(same(arm.arm)) else {
+                    continue;
+                };
+                let name = arm.arm.title();
+                let (low, high) = arm.ops_per_s_range;
+                print(
+                    &format!("ops/s, {name}"),
+                    arm.ops_per_s,
+                    Some((low, high)),
+                    found.ops_per_s,
+                );
+                let nr_cpus = bench.nr_pcpus() as f64;
+                let share = |run: &RunReport| {
+                    let cpu_s: f64 = run.vms.iter().map(|vm| vm.cpu_s).sum();
+                    cpu_s / run.seconds / nr_cpus
+                };
+                let shares: Vec<f64> = arm.runs.iter().map(share).collect();
+                let had = demo::median(&shares);
+                let range = shares.iter().fold((f64::MAX, 0f64), |(low, high), &share| {
+                    (low.min(share), high.max(share))
+                });
+                let of_all = |run: &Report| {
+                    let all_ns = run.cpu_ns + run.host_ns + run.idle_ns;
+                    run.cpu_ns as f64 / all_ns as f64
+                };
+                let would_have = found.median(of_all);
+                print(&format!("CPUs had, {name}"), had, Some(range), would_have);
+                with_neighbours.push((found.ops_per_s / would_have, had));
+                per_cpu_s.push((arm.ops_per_s / had, found.ops_per_s / would_have));
+            }
+            if let [(stock, stock_found), (ecs, ecs_found)] = per_cpu_s[..] {
+                let (real, found) = (ecs / stock, ecs_found / stock_found);
+                print("ratio per CPU second", real, None, found);
+            }
+            if let [(_, stock_had), (ecs_found, ecs_had)] = with_neighbours[..]
+                && let Some(real) = measured.throughput_ratio
+            {
+                let stock_found = stock_beside(&point, stock_had, seed)?;
+                let found = ecs_found * ecs_had / stock_found;
+                print("ratio, with neighbours", real, None, found);
+                within_beside += u32::from((found / real - 1.0).abs() * 100.0 <= ALLOWED_PERCENT);
+            }
+            if let (Some(found), Some(real)) =
+                (simulated.throughput_ratio, measured.throughput_ratio)
+            {
+                total += 1;
+                within += u32::from((found / real - 1.0).abs() * 100.0 <= ALLOWED_PERCENT);
+                print("throughput ratio", real, None, found);
+            }
+        }
+    }
+    println!(
+        "{within} of {total} throughput ratios within {ALLOWED_PERCENT} %, \
+         {within_beside} with the neighbours of the real run in the simulation"
+    );
+    Ok(if within == total {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+/// Operations a second of the stock arm beside threads that want every CPU all the time, one a CPU, of a
+/// weight that leaves the VMs the part `had` of the CPUs. eCS' own windows for such threads stop all
+/// VMs alike: it loses what they take.
+fn stock_beside(point: &Point, had: f64, seed: Option<u64>) -> anyhow::Result<f64> {
+    let mut point = point.clone();
+    let scenario = &mut point.scenario;
+    let own: f64 = scenario
+        .vms
+        .iter()
+        .map(|vm| (vm.count * vm.vcpus) as f64 * f64::from(vm.weight))
+        .sum();
+    let nr_own = scenario.vms.iter().map(|vm| vm.count).sum::<usize>();
+    let nr_cpus = scenario.nr_cpus();
+    let weight = own / nr_cpus as f64 * (1.0 - had).max(0.0) / had;
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+    let weight = (weight.round() as u32).clamp(1, 10_000);
+    let text = format!(
+        "count = 1\nvcpus = 1\nweight = {weight}\nenlightened = false\n\
+         workload = {{ kind = \"compute\", in_us = 0, out_us = 50 }}\n"
+    );
+    for cpu in 0..nr_cpus {
+        let mut neighbour: VmSection = toml::from_str(&text)?;
+        neighbour.pcpus = Some(cpu.to_string());
+        scenario.vms.push(neighbour);
+    }
+    let simulated = Simulated::of("", &point, Arms::Stock.list(), seed)?;
+    let of_own = |run: &Report| run.vms.iter().take(nr_own).map(|vm| vm.ops_per_s).sum();
+    Ok(simulated
+        .arm(ecs_sim::Arm::Stock)
+        .map_or(0.0, |arm| arm.median(of_own)))
+}
+
+fn same(arm: Arm) -> ecs_sim::Arm {
+    match arm {
+        Arm::Stock => ecs_sim::Arm::Stock,
+        Arm::Rotate => ecs_sim::Arm::Rotate,
+        Arm::HolderOnly => ecs_sim::Arm::HolderOnly,
+        Arm::Ecs => ecs_sim::Arm::Ecs,
+    }
+}
+
+/// The real run of a scenario.
+fn options(point: &Point) -> anyhow::Result<DemoOptions> {
+    let scenario = &point.scenario;
+    let Some(first) = scenario.vms.first() else {
+        bail!("It has no VM");
+    };
+    let work = &first.workload;
+    let (mut weights, mut unhinted, mut pinning) = (Vec::new(), Vec::new(), Vec::new());
+    for section in &scenario.vms {
+        let other = &section.workload;
+        if section.vcpus != first.vcpus
+            || (other.kind, other.in_us, other.out_us) != (work.kind, work.in_us, work.out_us)
+        {
+            bail!("Its VMs are not alike");
+        }
+        if section.pcpus.is_some() || other.locks != 1 {
+            bail!("The demo's VMs use every CPU, and one lock each");
+        }
+        if other.kind == Kind::RwLock && other.read_pct != 90 {
+            bail!("The demo's readers and writers read 90 % of the time");
+        }
+        for _ in 0..section.count {
+            let index = weights.len();
+            weights.push(section.weight);
+            if !section.enlightened {
+                unhinted.push(index);
+            }
+            if section.guest == Guest::PinCounts {
+                pinning.push(index);
+            }
+        }
+    }
+    let policy = &scenario.policy;
+    Ok(DemoOptions {
+        scenario: Scenario {
+            vms: weights.len(),
+            vcpus: first.vcpus,
+            workload: work.kind.name().to_owned(),
+            in_us: work.in_us,
+            out_us: work.out_us,
+            seconds: scenario.duration_ms as f64 / 1e3,
+            runs: usize::try_from(scenario.runs)?,
+            weights,
+            unhinted,
+            pinning,
+            ..Scenario::default()
+        },
+        arms: vec![Arm::Stock, Arm::Ecs],
+        controller: ControllerChoice::Userspace,
+        policy: PolicySection {
+            slice_us: policy.slice_us,
+            extension_us: policy.extension_us,
+            budget_us: policy.budget_us,
+            cooldown_max: policy.cooldown_max,
+            ..PolicySection::default()
+        },
+        alone: false,
+        pcpus: Some(format!("0-{}", scenario.nr_cpus() - 1)),
+        mechanism: "rt".to_owned(),
+        record: None,
+        json: None,
+        html: None,
+        keep: false,
+        quiet: true,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ecs_sim::EXAMPLES;
+
+    #[test]
+    fn the_validation_set_has_real_runs() {
+        for (name, _) in EXAMPLES
+            .iter()
+            .filter(|(name, _)| name.starts_with("validation/"))
+        {
+            for point in read(name).unwrap() {
+                let options = options(&point).unwrap();
+                assert_eq!(options.scenario.vms, point.scenario.vms[0].count, "{name}");
+                let workload: Result<ecs_microvm::WorkloadKind, _> =
+                    options.scenario.workload.parse();
+                assert!(workload.is_ok(), "{name}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_the_demo_cannot_do_is_refused() {
+        let point = &read("budget").unwrap()[0];
+        assert!(
+            options(point).is_ok(),
+            "a VM that pins its counts is one the demo has"
+        );
+        let many = &read("paper-80-cores").unwrap()[0];
+        assert!(options(many).unwrap_err().to_string().contains("one lock"));
+    }
+}
