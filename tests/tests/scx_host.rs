@@ -48,14 +48,23 @@ struct Running {
     /// Process id of the demo, whose end is the end of all.
     demo: String,
     dir: String,
+    /// Of each VM.
+    vcpus: usize,
 }
 
 impl Running {
     fn start(host: &mut HostVm) -> Self {
-        let command = "vmm-ecs demo --quiet --keep --controller scx --arms stock --runs 1 \
-                       --seconds 0.2 --kind kvm --html /tmp/demo.html --policy 'look_us = 100' \
-                       >/tmp/keep.log 2>&1 & echo $!";
-        let demo = host.sh(command).unwrap().trim().to_owned();
+        Self::start_on(host, "0-1", 2)
+    }
+
+    /// With so many vCPUs a VM, on these CPUs.
+    fn start_on(host: &mut HostVm, pcpus: &str, vcpus: usize) -> Self {
+        let command = format!(
+            "vmm-ecs demo --quiet --keep --controller scx --arms stock --runs 1 --seconds 0.2 \
+             --kind kvm --html /tmp/demo.html --policy 'look_us = 100' --pcpus {pcpus} \
+             --vcpus {vcpus} >/tmp/keep.log 2>&1 & echo $!"
+        );
+        let demo = host.sh(&command).unwrap().trim().to_owned();
         wait_for(host, "enabled");
         // The demo's first run, of the stock arm, is over: this is the daemon that stays.
         let dir = host
@@ -63,7 +72,7 @@ impl Running {
             .unwrap()
             .trim()
             .to_owned();
-        let running = Self { demo, dir };
+        let running = Self { demo, dir, vcpus };
         running.wait_until_served(host);
         running
     }
@@ -82,7 +91,7 @@ impl Running {
             let stats = self.stats(host)?;
             let vms = stats["vms"].as_array()?;
             let whole = |vm: &&Value| {
-                vm["state"] == "active" && vm["vcpus"].as_array().map(Vec::len) == Some(2)
+                vm["state"] == "active" && vm["vcpus"].as_array().map(Vec::len) == Some(self.vcpus)
             };
             (vms.iter().filter(whole).count() == 2).then_some(())
         });
@@ -100,7 +109,7 @@ impl Running {
     /// Every vCPU runs on.
     fn assert_alive(&self, host: &mut HostVm, when: &str) {
         let before = vcpu_ticks(host);
-        assert_eq!(before.len(), 4, "{when}: vCPU threads");
+        assert_eq!(before.len(), 2 * self.vcpus, "{when}: vCPU threads");
         until("every vCPU to run", PATIENCE, || {
             host.sh("sleep 0.2").unwrap();
             let now = vcpu_ticks(host);
@@ -150,9 +159,10 @@ fn numbers(said: &str) -> Vec<u64> {
     words.map(|word| word.parse().unwrap()).collect()
 }
 
+/// The programs are verified anew each time, on CPUs that others use.
 fn wait_for(host: &mut HostVm, state: &str) {
     let what = format!("sched_ext {state}");
-    let found = until(&what, PATIENCE, || {
+    let found = until(&what, PATIENCE * 5, || {
         (host.sched_ext().unwrap() == state).then_some(())
     });
     if let Err(error) = found {
@@ -163,7 +173,7 @@ fn wait_for(host: &mut HostVm, state: &str) {
 /// What our programs said.
 fn logs(host: &mut HostVm) -> String {
     let logs = host.sh(
-        "tail -n 20 /tmp/*.log /tmp/vmm-ecs-demo-*/daemon.log; ps -o pid,ppid,stat,time,args | \
+        "tail -n 20 /tmp/*.log /tmp/vmm-ecs-demo-*/daemon.log; ps -o pid,ppid,stat,args | \
          grep -v '\\]$'; cat /sys/kernel/sched_ext/state; dmesg | tail -n 20; true",
     );
     logs.unwrap_or_else(|error| format!("{error:#}"))
@@ -274,7 +284,8 @@ fn it_comes_and_goes_under_load() {
     let (parts, host) = scx_host!("it_comes_and_goes_under_load", "7.3", false);
     let kernel = parts.kernel("7.3").unwrap();
     HostVm::run(&parts, &kernel, &host, |host| {
-        let running = Running::start(host);
+        // Both VMs compete for one CPU: on the other one the kernel verifies the programs.
+        let running = Running::start_on(host, "1", 1);
         let first = running.daemon(host);
         host.sh(&format!("kill -KILL {first}")).unwrap();
         wait_for(host, "disabled");
