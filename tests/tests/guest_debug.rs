@@ -160,6 +160,6 @@ fn a_hundred_registrations_lose_nothing() {
     slow!(NAME);
     let kernel = debug_kernel!(NAME, parts);
     looked_on(&parts, &kernel, 2, |watch, guest| {
-        registrations(watch, guest, &[0], CYCLES);
+        registrations(watch, guest, CYCLES);
     });
 }
