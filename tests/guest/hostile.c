@@ -4,7 +4,8 @@
  * guest as root; says "harmless" and ends with 0 if everything it may not do was
  * refused as it should be.
  *
- * "hostile hold": announces a section, says "in" and holds it for ever.
+ * "hostile hold": announces a section, says "in" and holds it for ever, asleep.
+ * "hostile spin": the same, and never sleeps.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -222,7 +223,8 @@ int main(int argc, char **argv)
 		puts("in");
 		fflush(stdout);
 		for (;;)
-			pause();
+			if (strcmp(argv[1], "spin"))
+				pause();
 	}
 	/* What it says arrives, whatever becomes of it. */
 	setvbuf(stdout, NULL, _IONBF, 0);

@@ -126,6 +126,19 @@ impl Compiler {
         self.run(&arguments)
     }
 
+    /// Builds a program of `tests/guest` into `dir`: for guests, thus without shared libraries.
+    ///
+    /// # Errors
+    /// What the compiler said.
+    pub fn guest_program(&self, name: &str, dir: &Path) -> anyhow::Result<PathBuf> {
+        let program = dir.join(name);
+        let source = crate::root().join(format!("tests/guest/{name}.c"));
+        let uapi = crate::root().join("guest-driver/uapi");
+        let options = ["-O2", "-Wall", "-Wextra", "-Werror", "-static", "-pthread"];
+        self.build(&source, &program, &uapi, &options)?;
+        Ok(program)
+    }
+
     fn run(&self, arguments: &[&str]) -> anyhow::Result<()> {
         let output = Command::new(&self.program)
             .args(["-x", self.language])

@@ -10,7 +10,7 @@ use ecs_tests::linux::cases::{
 };
 use ecs_tests::linux::{Garbage, Guest, Machine, Meddling, Parts, Relay, Watch};
 use ecs_tests::process::until;
-use ecs_tests::{parts, root, skip, slow};
+use ecs_tests::{parts, skip, slow};
 
 /// Takes a CPU off and puts it back.
 fn replug(guest: &mut Guest) {
@@ -163,11 +163,7 @@ fn a_hostile_process_gets_nothing() {
         Err(reason) => skip!(name, "no C compiler: {reason}"),
     };
     let dir = tempfile::tempdir().unwrap();
-    let program = dir.path().join("hostile");
-    let source = root().join("tests/guest/hostile.c");
-    let options = ["-O2", "-Wall", "-Wextra", "-Werror", "-static", "-pthread"];
-    let uapi = root().join("guest-driver/uapi");
-    compiler.build(&source, &program, &uapi, &options).unwrap();
+    let program = compiler.guest_program("hostile", dir.path()).unwrap();
     let machine = Machine {
         programs: vec![program],
         ..Machine::default()

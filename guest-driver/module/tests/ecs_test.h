@@ -25,6 +25,7 @@ enum {
 	T_IDLE = 0x400, T_OUTSIDE = 0x800,
 	T_SLEEPING_HOLDER = 0x1000, T_IN_IDLE_IRQ = 0x2000,
 	T_API_NP = 0x4000, T_API_P = 0x8000,
+	T_NMI = 0x10000,
 };
 
 struct truth {
@@ -65,6 +66,8 @@ void failed(void);
 /* work.c */
 extern const struct work works[];
 extern const unsigned int nr_works;
+int works_init(void);
+void works_exit(void);
 void tell(u32 state, const void *lock);
 void spend(unsigned int us);
 

@@ -9,6 +9,7 @@
  *   run     write "WORK cpu=0,1 ms=1000 hold_us=50 gap_us=50"; read "running K" or "idle"
  *   stop    write anything: ends the workload
  *   result  "ops N errors N" of the last one
+ *   hints   "CPU preempted overloaded", as the driver's calls answer
  *   bench   nanoseconds and cycles for each lock and unlock, and for a task switch
  */
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
@@ -23,6 +24,7 @@
 #include <linux/slab.h>
 #include <linux/uaccess.h>
 
+#include "../virtio_ecs_api.h"
 #include "ecs_test.h"
 
 #define MAX_MS		60000
@@ -237,6 +239,23 @@ static int result_show(struct seq_file *m, void *v)
 }
 DEFINE_SHOW_ATTRIBUTE(result);
 
+static int hints_show(struct seq_file *m, void *v)
+{
+	typeof(&is_vcpu_preempted) preempted = symbol_get(is_vcpu_preempted);
+	typeof(&is_pcpu_overloaded) overloaded = symbol_get(is_pcpu_overloaded);
+	int cpu;
+
+	if (preempted && overloaded)
+		for_each_possible_cpu(cpu)
+			seq_printf(m, "%d %d %d\n", cpu, preempted(cpu), overloaded(cpu));
+	if (preempted)
+		symbol_put(is_vcpu_preempted);
+	if (overloaded)
+		symbol_put(is_pcpu_overloaded);
+	return 0;
+}
+DEFINE_SHOW_ATTRIBUTE(hints);
+
 static int bench_locked_show(struct seq_file *m, void *v)
 {
 	int err;
@@ -248,18 +267,27 @@ static int bench_locked_show(struct seq_file *m, void *v)
 }
 DEFINE_SHOW_ATTRIBUTE(bench_locked);
 
+static void free_all(void)
+{
+	if (truth)
+		free_pages_exact(truth, truth_size);
+	kfree(threads);
+	kfree(locks);
+}
+
 static int __init ecs_test_init(void)
 {
+	int err = -ENOMEM;
+
 	truth_size = PAGE_ALIGN(nr_cpu_ids * sizeof(*truth));
 	truth = alloc_pages_exact(truth_size, GFP_KERNEL | __GFP_ZERO);
 	threads = kcalloc(nr_cpu_ids, sizeof(*threads), GFP_KERNEL);
 	locks = kzalloc(sizeof(*locks), GFP_KERNEL);
-	if (!truth || !threads || !locks) {
-		if (truth)
-			free_pages_exact(truth, truth_size);
-		kfree(threads);
-		kfree(locks);
-		return -ENOMEM;
+	if (truth && threads && locks)
+		err = works_init();
+	if (err) {
+		free_all();
+		return err;
 	}
 	spin_lock_init(&locks->spin);
 	spin_lock_init(&locks->spin2);
@@ -274,6 +302,7 @@ static int __init ecs_test_init(void)
 	debugfs_create_file("run", 0600, dir, NULL, &run_fops);
 	debugfs_create_file("stop", 0200, dir, NULL, &stop_fops);
 	debugfs_create_file("result", 0400, dir, NULL, &result_fops);
+	debugfs_create_file("hints", 0400, dir, NULL, &hints_fops);
 	debugfs_create_file("bench", 0400, dir, NULL, &bench_locked_fops);
 	return 0;
 }
@@ -282,9 +311,8 @@ static void __exit ecs_test_exit(void)
 {
 	debugfs_remove_recursive(dir);
 	stop_all();
-	free_pages_exact(truth, truth_size);
-	kfree(threads);
-	kfree(locks);
+	works_exit();
+	free_all();
 }
 
 module_init(ecs_test_init);

@@ -11,6 +11,10 @@
 #include <linux/module.h>
 #include <linux/sched.h>
 #include <linux/version.h>
+#ifdef CONFIG_X86_64
+#include <asm/apic.h>
+#include <asm/nmi.h>
+#endif
 
 #include "../virtio_ecs_api.h"
 #include "ecs_test.h"
@@ -221,6 +225,61 @@ static void step_softirq(void)
 	shoot_once(T_SOFTIRQ, HRTIMER_MODE_REL_PINNED_SOFT);
 }
 
+/* ---- an NMI that this CPU sends itself ---- */
+
+#ifdef CONFIG_X86_64
+#define NMI_NAME	"ecs_test"
+
+static DEFINE_PER_CPU(bool, nmi_sent);
+
+static int on_nmi(unsigned int type, struct pt_regs *regs)
+{
+	/* Another source's, or one that came too late. */
+	if (!this_cpu_read(nmi_sent))
+		return NMI_DONE;
+	tell(T_NMI, NULL);
+	spend(hold_us);
+	tell(0, NULL);
+	this_cpu_write(nmi_sent, false);
+	return NMI_HANDLED;
+}
+
+static void step_nmi(void)
+{
+	bool *sent = raw_cpu_ptr(&nmi_sent);
+	u64 end = ktime_get_mono_fast_ns() + NSEC_PER_SEC;
+
+	WRITE_ONCE(*sent, true);
+	apic->send_IPI(raw_smp_processor_id(), NMI_VECTOR);
+	while (READ_ONCE(*sent)) {
+		cpu_relax();
+		if (ktime_get_mono_fast_ns() > end) {
+			failed();
+			return;
+		}
+	}
+}
+
+int works_init(void)
+{
+	return register_nmi_handler(NMI_LOCAL, on_nmi, 0, NMI_NAME);
+}
+
+void works_exit(void)
+{
+	unregister_nmi_handler(NMI_LOCAL, NMI_NAME);
+}
+#else
+int works_init(void)
+{
+	return 0;
+}
+
+void works_exit(void)
+{
+}
+#endif
+
 /* ---- the six calls, if virtio_ecs is there ---- */
 
 #define CALL_STEP(name, bits, enter, leave)				\
@@ -256,6 +315,9 @@ const struct work works[] = {
 	{ "rw_write", false, step_rw_write },
 	{ "irq", false, step_irq },
 	{ "softirq", false, step_softirq },
+#ifdef CONFIG_X86_64
+	{ "nmi", false, step_nmi },
+#endif
 	{ "rcu", false, step_rcu },
 	{ "mutex", true, step_mutex },
 	{ "mutex_interruptible", true, step_mutex_interruptible },

@@ -13,14 +13,15 @@
 //! A [`HostVm`] is one with KVM inside, and with programs of this machine in it. [`Watch`] is the
 //! host's side within the test: the real device, and reads of what the guest publishes against the
 //! truth its test module writes beside it. A [`Relay`] on the socket connects QEMU with a daemon
-//! that goes away and comes back, and makes the device misbehave. [`cases`] has what cases share.
-//! [`side_by_side`] puts the demo's VMs under several schedulers of one host.
+//! that goes away and comes back, and makes the device misbehave. [`cases`] has what cases share,
+//! [`cycles`] what they do a thousand times. [`side_by_side`] puts the demo's VMs under several schedulers of one host.
 //!
 //! # What it does not do
 //! It proves nothing about speed: every instruction is emulated. A [`Guest`]'s vCPUs are QEMU's
 //! threads, not KVM's.
 
 pub mod cases;
+pub mod cycles;
 pub mod side_by_side;
 
 mod emulator;

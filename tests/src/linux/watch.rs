@@ -43,11 +43,17 @@ pub mod state {
     pub const OUTSIDE: u32 = 0x800;
     /// A mutex is held by a thread that sleeps.
     pub const SLEEPING_HOLDER: u32 = 0x1000;
+    /// Another module said that it is in a section, of either kind.
+    pub const API_NP: u32 = 0x4000;
+    /// See [`API_NP`].
+    pub const API_P: u32 = 0x8000;
+    /// The handler of an NMI runs.
+    pub const NMI: u32 = 0x10000;
 
-    /// What the guest itself cannot preempt, and its word shows.
-    pub const NON_PREEMPTABLE: u32 = SPIN | IRQ | SOFTIRQ | RW_READ | RW_WRITE;
+    /// What the guest itself cannot preempt, and shows.
+    pub const NON_PREEMPTABLE: u32 = SPIN | IRQ | SOFTIRQ | NMI | RW_READ | RW_WRITE | API_NP;
     /// Sections that belong to a task.
-    pub const PREEMPTABLE: u32 = MUTEX | RWSEM_READ | RWSEM_WRITE;
+    pub const PREEMPTABLE: u32 = MUTEX | RWSEM_READ | RWSEM_WRITE | API_P;
 }
 
 #[derive(Debug, Default)]
@@ -373,6 +379,10 @@ pub struct Tally {
     pub p: u64,
     /// See `p`.
     pub p_missed: u64,
+    /// Reads of an RCU reader, and those that showed a section.
+    pub rcu: u64,
+    /// See `rcu`.
+    pub rcu_shown: u64,
     /// Reads while the task was outside of sections or asleep, with nothing disabled in the guest's
     /// own count, and those that showed a section.
     pub outside: u64,
@@ -409,6 +419,9 @@ impl Tally {
                 self.p += 1;
                 self.p_missed += u64::from(!snap.holds());
             }
+        } else if truth.state & state::RCU != 0 {
+            self.rcu += 1;
+            self.rcu_shown += u64::from(snap.holds());
         } else if truth.state & (state::OUTSIDE | state::IDLE) != 0 {
             self.away += 1;
             self.away_inside += u64::from(snap.holds());
