@@ -48,21 +48,19 @@ fn a_clock_that_jumps_changes_no_counter() {
     let kernel = parts.kernel("7.3").unwrap();
     HostVm::run(&parts, &kernel, &host, |host| {
         host.sh(
-            "vmm-ecs demo --quiet --keep --arms stock --runs 1 --seconds 0.2 --kind kvm \
+            "vmm-ecs demo --quiet --arms stock --runs 1 --seconds 300 --kind kvm \
              --html /tmp/demo.html >/tmp/demo.log 2>&1 & true",
         )
         .unwrap();
-        // After its run the demo serves on, at the socket of its second daemon.
-        until("the daemon that stays", PATIENCE, || {
+        until("a VM", PATIENCE, || {
             let stats = "vmm-ecs stats --socket /tmp/vmm-ecs-demo-*/stats.sock";
             let (status, said) = host.try_sh(stats, PATIENCE).unwrap();
-            (status == 0 && said.contains("\"userspace\"") && said.contains("\"active\""))
-                .then_some(())
+            (status == 0 && said.contains("\"active\"")).then_some(())
         })
         .unwrap();
         host.sh(
             "ip link set lo up; \
-             ecs-exporter serve --stats.socket /tmp/vmm-ecs-demo-*/stats.sock >/tmp/exporter.log 2>&1 &
+             ecs-exporter serve --stats.socket /tmp/vmm-ecs-demo-*/stats.sock >/tmp/exporter.log 2>&1 & \
              true",
         )
         .unwrap();
@@ -74,7 +72,7 @@ fn a_clock_that_jumps_changes_no_counter() {
         for jump in ["+ 86400", "- 172800"] {
             host.sh(&format!("date -s @$(($(date +%s) {jump}))"))
                 .unwrap();
-            host.sh("sleep 1").unwrap();
+            host.sh("sleep 4").unwrap();
             let now = scrape(host);
             assert_eq!(value(&now, "ecs_up"), 1.0);
             let mut compared = 0;
@@ -94,7 +92,7 @@ fn a_clock_that_jumps_changes_no_counter() {
             }
             let cpu = "ecs_vm_cpu_seconds_total";
             assert!(compared > 20, "{compared} counters");
-            assert!(value(&now, cpu) > value(&before, cpu), "{now:#?}");
+            assert!(value(&now, cpu) > value(&before, cpu), "{before:#?} {now:#?}");
             println!("{jump} s: {compared} counters went on");
             before = now;
         }

@@ -1,7 +1,11 @@
 //! A host with sched_ext and KVM: programs of this tree run in it, under its own scheduler and others.
 //!
 //! The host is emulated; absolute times mean nothing there.
-#![allow(clippy::unwrap_used, clippy::indexing_slicing)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::cast_precision_loss
+)]
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -146,7 +150,7 @@ fn schedulers_side_by_side() {
     let kernel = parts.kernel("7.3").unwrap();
     let mut host = Host {
         programs: vec![ours],
-        count_instructions: true,
+        // Where time goes by the instructions executed, scx_lavd does not come up within minutes.
         ..Host::default()
     };
     let mut arms = vec![Arm::stock()];
@@ -174,7 +178,10 @@ fn schedulers_side_by_side() {
             let (ecs, others) = outcomes.split_last().unwrap();
             for other in others {
                 let ratio = ecs.total() / other.total();
-                let critical = |outcome: &Outcome| outcome.count("critical_preemptions").unwrap();
+                // For each operation: who gets nothing done is not preempted in it either.
+                let critical = |outcome: &Outcome| {
+                    outcome.count("critical_preemptions").unwrap() as f64 / outcome.total()
+                };
                 if load.workload == "compute" {
                     assert!(ratio >= 0.97, "{ratio}: {other:?} {ecs:?}");
                 } else {
