@@ -92,7 +92,10 @@ fn a_clock_that_jumps_changes_no_counter() {
             }
             let cpu = "ecs_vm_cpu_seconds_total";
             assert!(compared > 20, "{compared} counters");
-            assert!(value(&now, cpu) > value(&before, cpu), "{before:#?} {now:#?}");
+            assert!(
+                value(&now, cpu) > value(&before, cpu),
+                "{before:#?} {now:#?}"
+            );
             println!("{jump} s: {compared} counters went on");
             before = now;
         }
