@@ -46,19 +46,6 @@ pub struct Shell {
     patience: u32,
 }
 
-/// Whether the shell did not find a command that is only the rest of one of ours: under load the
-/// serial line now and then loses the first characters of a command, of which nothing then ran.
-fn has_lost_its_head(command: &str, (status, said): &(i32, String)) -> bool {
-    const NOT_FOUND: i32 = 127;
-    let missing = said.trim_end().strip_suffix(": not found");
-    let word = missing.and_then(|said| said.rsplit(": ").next());
-    let is_rest = |word: &str| {
-        let before = command.find(word).and_then(|at| command.get(..at));
-        before.is_some_and(|before| before.ends_with(|c: char| c.is_alphanumeric() || c == '/'))
-    };
-    *status == NOT_FOUND && word.is_some_and(is_rest)
-}
-
 impl Shell {
     /// Boots a kernel. Now and then an emulated kernel crashes while it boots, with nothing of ours
     /// in it: that is tried again.
@@ -192,21 +179,9 @@ impl Shell {
     /// # Errors
     /// If it does not end within `limit`.
     pub fn try_sh(&mut self, command: &str, limit: Duration) -> anyhow::Result<(i32, String)> {
-        const TRIES: u32 = 3;
         if command.contains('\n') {
             bail!("A command is one line: {command:?}");
         }
-        let mut answer = self.ask(command, limit)?;
-        for _ in 1..TRIES {
-            if !has_lost_its_head(command, &answer) {
-                break;
-            }
-            answer = self.ask(command, limit)?;
-        }
-        Ok(answer)
-    }
-
-    fn ask(&mut self, command: &str, limit: Duration) -> anyhow::Result<(i32, String)> {
         writeln!(self.line, "{command}").context("The emulated machine is gone")?;
         let said = self
             .read_until("ECS-DONE ", limit)
@@ -375,20 +350,4 @@ fn monitor(dir: &Path) -> PathBuf {
 
 fn qemu_log(dir: &Path) -> String {
     fs::read_to_string(dir.join("qemu.log")).unwrap_or_default()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::has_lost_its_head;
-
-    #[test]
-    fn only_a_rest_of_a_command_is_sent_again() {
-        let command = "cat /sys/kernel/sched_ext/state";
-        let said = |word: &str| (127, format!("/init: eval: line 21: {word}: not found\n"));
-        assert!(has_lost_its_head(command, &said("ate")));
-        assert!(has_lost_its_head(command, &said("/state")));
-        assert!(!has_lost_its_head(command, &said("cat")));
-        assert!(!has_lost_its_head(command, &said("something")));
-        assert!(!has_lost_its_head(command, &(1, said("ate").1)));
-    }
 }
