@@ -31,10 +31,14 @@ line=/dev/${ecs_line:-ttyS1}
 stty -F $line raw -echo
 exec <$line >$line 2>&1
 echo ECS-READY
-while read -r command; do
-	( eval "$command" ) </dev/null
-	echo "ECS-DONE $?"
-done
+# Not by the first process, which hears of the end of every orphan: a signal in the middle of a line
+# makes read forget what it has of it.
+(
+	while read -r command; do
+		( eval "$command" ) </dev/null
+		echo "ECS-DONE $?"
+	done
+)
 poweroff -f
 "#;
 
