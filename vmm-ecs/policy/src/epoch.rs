@@ -4,6 +4,9 @@
 //! prefers VM `(e + p) mod n`: a Latin square, in which every VM visits every pCPU and no VM is on two
 //! of them at once, as long as there are at least as many VMs as pCPUs (docs/adr/0006-apart.md).
 
+use crate::params::Params;
+use crate::pick::Candidate;
+
 /// Length of a slice that begins now and ends with an epoch, ns: half a slice to one and a half.
 #[must_use]
 pub fn aligned_slice_ns(now_ns: u64, slice_ns: u64) -> u64 {
@@ -23,6 +26,27 @@ pub fn latin_distance(vm: usize, nr_vms: usize, pcpu: usize, epoch: u64) -> usiz
     let nr_vms = nr_vms.max(1);
     let epoch = usize::try_from(epoch % nr_vms as u64).unwrap_or(0);
     (vm % nr_vms + 2 * nr_vms - epoch - pcpu % nr_vms) % nr_vms
+}
+
+/// Least virtual time among candidates that an epoch may put into its order, ns: they are within two
+/// slices of each other, and `is_lock_bound` says of all that they stand in lock queues now and then.
+/// `None` where it may not.
+#[must_use]
+pub fn even_vtime_ns<T>(
+    candidates: &[(T, Candidate)],
+    params: &Params,
+    is_lock_bound: impl Fn(&T) -> bool,
+) -> Option<u64> {
+    let vtimes = || {
+        candidates
+            .iter()
+            .map(|(_, candidate)| candidate.vm_vtime_ns)
+    };
+    let (least_ns, most_ns) = (vtimes().min()?, vtimes().max()?);
+    let may = params.queue_rules
+        && most_ns - least_ns <= 2 * params.slice_ns
+        && candidates.iter().all(|(of, _)| is_lock_bound(of));
+    may.then_some(least_ns)
 }
 
 #[cfg(test)]

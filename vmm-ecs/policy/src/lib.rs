@@ -23,13 +23,14 @@
 mod epoch;
 mod fair;
 mod ledger;
+pub mod pace;
 mod params;
 mod pick;
 mod queue;
 mod snapshot;
 mod turn;
 
-pub use epoch::{aligned_slice_ns, latin_distance};
+pub use epoch::{aligned_slice_ns, even_vtime_ns, latin_distance};
 pub use fair::{Claim, split_fairly};
 pub use ledger::{Books, Ledger};
 pub use params::{BadParam, Params, WEIGHT_DEFAULT, WEIGHT_RANGE};

@@ -1,13 +1,11 @@
 //! Books context-switch records: who ran, who was preempted, and inside what.
 
+use ecs_policy::pace::SLEEPER_SLICES;
 use ecs_policy::{Queue, queue_of};
 
 use crate::perf::{Switch, SwitchKind};
 use crate::state::{State, Status, VcpuId};
 use crate::sys::Tid;
-
-/// Slices of virtual time that a VM which slept may lag behind the others.
-const SLEEPER_SLICES: u64 = 1;
 
 /// Cause of a critical preemption; the index of its counter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

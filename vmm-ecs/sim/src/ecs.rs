@@ -5,31 +5,18 @@
 //! charged to the CPU. What it does is what `step.rs` there does, without the windows for other threads
 //! (nobody else runs here). A CPU whose guests use no locks costs nothing, as if it were released.
 
+use ecs_policy::pace::{
+    CREDIT_SLICES, POLL_NS, QUIET_TURNS, REMEMBER_TURNS, SCAN_NS, SHORTEST_NS, SLEEPER_SLICES,
+    VAIN_RINGS,
+};
 use ecs_policy::{
     Candidate, CsSnapshot, Decision, Event, Input, Leave, Params, Queue, Rank, Turn, Wait,
-    aligned_slice_ns, is_urgent, latin_distance, pick, queue_of,
+    aligned_slice_ns, even_vtime_ns, is_urgent, latin_distance, pick, queue_of,
 };
 
 use crate::clock::NEVER;
 use crate::ids::{CpuId, Id, VcpuId, VmId};
 use crate::world::{Place, World};
-
-/// Looks while an extension runs, for guests that cannot ring, ns.
-const POLL_NS: u64 = 30_000;
-/// Looks while a hopeless vCPU runs for want of a better, ns.
-const SCAN_NS: u64 = 100_000;
-/// No timer is shorter, ns.
-const SHORTEST_NS: u64 = 20_000;
-/// Rings of one turn that may change nothing before the guest is not listened to.
-const VAIN_RINGS: u32 = 32;
-/// Slices of virtual time that a VM may lag behind the others.
-const CREDIT_SLICES: u64 = 64;
-/// The same for one that slept.
-const SLEEPER_SLICES: u64 = 1;
-/// Turns for which a VM counts as lock-bound after one of its vCPUs was seen in a lock queue.
-const REMEMBER_TURNS: u32 = 32;
-/// Slice ends without a section in a row after which a CPU is released to the host's scheduler.
-const QUIET_TURNS: u32 = 64;
 
 /// What the agents remember together, and buffers they use again.
 #[derive(Debug, Default)]
@@ -272,25 +259,13 @@ impl World {
 
     /// Puts candidates into the order of this epoch, if they are even and lock-bound.
     fn arrange(&self, cpu: CpuId, candidates: &mut [(VcpuId, Candidate)]) {
-        let vtimes = || {
-            candidates
-                .iter()
-                .map(|(_, candidate)| candidate.vm_vtime_ns)
-        };
-        let (Some(least_ns), Some(most_ns)) = (vtimes().min(), vtimes().max()) else {
+        let is_lock_bound = |id: &VcpuId| self.vms[self.vcpus[*id].vm].lock_bound > 0;
+        let Some(least_ns) = even_vtime_ns(candidates, &self.params, is_lock_bound) else {
             return;
         };
-        let slice_ns = self.params.slice_ns;
-        let is_bound = |id: VcpuId| self.vms[self.vcpus[id].vm].lock_bound > 0;
-        if !self.params.queue_rules
-            || most_ns - least_ns > 2 * slice_ns
-            || !candidates.iter().all(|(id, _)| is_bound(*id))
-        {
-            return;
-        }
+        let epoch = self.now_ns / self.params.slice_ns;
         for (id, candidate) in candidates {
             let vm = self.vcpus[*id].vm.number();
-            let epoch = self.now_ns / slice_ns;
             let distance = latin_distance(vm, self.vms.len(), cpu.number(), epoch);
             candidate.vm_vtime_ns = least_ns + distance as u64;
         }

@@ -12,12 +12,10 @@
 //! It never outweighs virtual time by more than two slices, and leaves VMs alone whose vCPUs wait
 //! for something other than a lock queue: those may well need each other to run.
 
-use ecs_policy::{Candidate, Queue, latin_distance};
+use ecs_policy::pace::REMEMBER_TURNS;
+use ecs_policy::{Candidate, Queue, even_vtime_ns, latin_distance};
 
 use crate::state::{State, VcpuId, VmEntry};
-
-/// Turns for which a VM counts as lock-bound after one of its vCPUs was seen in a lock queue.
-const REMEMBER_TURNS: u32 = 32;
 
 /// Notes where a vCPU of the VM stands.
 pub(super) fn note(vm: &mut VmEntry, queue: Queue) {
@@ -34,25 +32,15 @@ pub(super) fn arrange(
     now_ns: u64,
     candidates: &mut [(VcpuId, Candidate)],
 ) {
-    let slice_ns = state.params.slice_ns;
-    let vtimes = || {
-        candidates
-            .iter()
-            .map(|(_, candidate)| candidate.vm_vtime_ns)
-    };
-    let (Some(least), Some(most)) = (vtimes().min(), vtimes().max()) else {
+    let is_lock_bound = |id: &VcpuId| state.vm(id.vm).is_some_and(|vm| vm.lock_bound > 0);
+    let Some(least_ns) = even_vtime_ns(candidates, &state.params, is_lock_bound) else {
         return;
     };
-    let lock_bound = |id: &VcpuId| {
-        state.params.queue_rules && state.vm(id.vm).is_some_and(|vm| vm.lock_bound > 0)
-    };
-    if most - least > 2 * slice_ns || !candidates.iter().all(|(id, _)| lock_bound(id)) {
-        return;
-    }
+    let epoch = now_ns / state.params.slice_ns;
     let nr_vms = state.vms.iter().flatten().count();
     let place = |vm: usize| state.vms.iter().take(vm).flatten().count();
     for (id, candidate) in candidates {
-        let distance = latin_distance(place(id.vm), nr_vms, pcpu, now_ns / slice_ns);
-        candidate.vm_vtime_ns = least + distance as u64;
+        let distance = latin_distance(place(id.vm), nr_vms, pcpu, epoch);
+        candidate.vm_vtime_ns = least_ns + distance as u64;
     }
 }

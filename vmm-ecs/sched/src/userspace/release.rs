@@ -3,13 +3,13 @@
 //! Without locks there is no critical section to protect, and the host's own scheduler shares a
 //! pCPU as well as an agent would, for less. The agent then only looks now and then.
 
+use ecs_policy::pace::QUIET_TURNS;
+
 use super::mechanism::Role;
 use super::role::{assign, unpark};
 use super::step::Look;
 use crate::state::{State, Status, VcpuId};
 
-/// Slice ends without a section, in a row, after which a pCPU is released.
-const QUIET_TURNS: u32 = 64;
 /// Looks at a released pCPU: a guest that begins to use locks waits for help that long.
 pub(super) const RELEASED_NS: u64 = 20_000_000;
 /// Virtual time by which VMs may drift apart on a released pCPU before the agent steers again.

@@ -3,6 +3,7 @@
 //! (and change its words) meanwhile.
 
 use ecs_abi::{VIRTIO_ECS_YIELD_HOPELESS, VIRTIO_ECS_YIELD_RELEASE};
+use ecs_policy::pace::{CREDIT_SLICES, POLL_NS, SCAN_NS, SHORTEST_NS, VAIN_RINGS};
 use ecs_policy::{
     Candidate, Decision, Event, Input, Leave, Params, Queue, Rank, Turn, Wait, aligned_slice_ns,
     is_dirty, is_urgent, pick, queue_of,
@@ -20,19 +21,9 @@ use crate::perf::Switch;
 use crate::state::{State, Status, VcpuId};
 use crate::sys::{Tid, now_ns};
 
-/// Looks while an extension runs, for guests that cannot ring a doorbell.
-const POLL_NS: u64 = 30_000;
-/// Looks while a vCPU may have become hopeless, for guests that cannot ring a doorbell, and while
-/// a hopeless one runs for want of a better.
-const SCAN_NS: u64 = 100_000;
 /// Looks while nothing runs.
 const IDLE_NS: u64 = 10_000_000;
-/// No timer is shorter: it would only burn the agent's time.
-const SHORTEST_NS: u64 = 20_000;
-/// Rings a turn that may change nothing before a doorbell is muted for a beat of the supervisor.
-const VAIN_RINGS: u32 = 32;
-/// Slices of virtual time that a VM may lag behind the others, whatever held it up.
-const CREDIT_SLICES: u64 = 64;
+
 /// What one look needs to know.
 pub(crate) struct Look<'a> {
     pub(crate) pcpu: usize,
