@@ -552,7 +552,7 @@ ECS_INLINE void ecs_turn_decide_at_end(struct ecs_decision *d, struct ecs_turn *
 
 /*
  * Decides what says nothing to the books of the VM, which then need no lock: false where they have a
- * word in it, and nothing has changed.
+ * word in it: then nothing has changed, and ecs_turn_decide_booked() goes on.
  */
 ECS_INLINE _Bool ecs_turn_decide_alone(struct ecs_decision *d, struct ecs_turn *turn,
 				       const struct ecs_params *params,
@@ -592,25 +592,6 @@ ECS_INLINE _Bool ecs_turn_decide_alone(struct ecs_decision *d, struct ecs_turn *
 	return 1;
 }
 
-/* Outside of an extension: a spinner that gets nowhere, a hand-back, the end in a section. */
-ECS_INLINE void ecs_turn_decide_booked(struct ecs_decision *d, struct ecs_turn *turn,
-				       const struct ecs_params *params, struct ecs_vm *vm,
-				       struct ecs_vcpu_state *vcpu, const struct ecs_input *in,
-				       __u32 section, _Bool hopeless)
-{
-	if (hopeless && in->others) {
-		vm->counters.stepped_aside++;
-		vcpu->credit_ns = ecs_turn_left(turn);
-		ecs_leave(d, ECS_LEAVE_HOPELESS);
-	} else if (section == ECS_SECTION_NONE) {
-		vm->counters.handed_back++;
-		vcpu->credit_ns = ecs_turn_left(turn);
-		ecs_leave(d, ECS_LEAVE_HAND_BACK);
-	} else {
-		ecs_turn_decide_at_end(d, turn, params, vm, vcpu, section);
-	}
-}
-
 /* An extension that does not go on. */
 ECS_INLINE void ecs_turn_decide_extended(struct ecs_decision *d, struct ecs_turn *turn,
 					 const struct ecs_params *params, struct ecs_vm *vm,
@@ -638,21 +619,37 @@ ECS_INLINE void ecs_turn_decide_extended(struct ecs_decision *d, struct ecs_turn
 	ecs_turn_end_extension(turn, params, vm, vcpu, in->ran_ns, outcome);
 }
 
+/* What ecs_turn_decide_alone() left: an end in a section or of an extension, or a vCPU that makes way. */
+ECS_INLINE void ecs_turn_decide_booked(struct ecs_decision *d, struct ecs_turn *turn,
+				       const struct ecs_params *params, struct ecs_vm *vm,
+				       struct ecs_vcpu_state *vcpu, const struct ecs_input *in)
+{
+	_Bool hopeless = params->queue_rules && in->queue == ECS_QUEUE_HOPELESS;
+	__u32 section = ecs_section_of(params, &in->snap, in->queue);
+
+	turn->ran_ns = ecs_add(turn->ran_ns, in->ran_ns);
+	if (ecs_turn_is_extended(turn)) {
+		ecs_turn_decide_extended(d, turn, params, vm, vcpu, in, section, hopeless);
+	} else if (hopeless && in->others) {
+		vm->counters.stepped_aside++;
+		vcpu->credit_ns = ecs_turn_left(turn);
+		ecs_leave(d, ECS_LEAVE_HOPELESS);
+	} else if (section == ECS_SECTION_NONE) {
+		vm->counters.handed_back++;
+		vcpu->credit_ns = ecs_turn_left(turn);
+		ecs_leave(d, ECS_LEAVE_HAND_BACK);
+	} else {
+		ecs_turn_decide_at_end(d, turn, params, vm, vcpu, section);
+	}
+}
+
 /* Decides what happens to the vCPU, and books it. */
 ECS_INLINE void ecs_turn_decide(struct ecs_decision *d, struct ecs_turn *turn,
 				const struct ecs_params *params, struct ecs_vm *vm,
 				struct ecs_vcpu_state *vcpu, const struct ecs_input *in)
 {
-	_Bool hopeless = params->queue_rules && in->queue == ECS_QUEUE_HOPELESS;
-	__u32 section = ecs_section_of(params, &in->snap, in->queue);
-
-	if (ecs_turn_decide_alone(d, turn, params, vcpu, in))
-		return;
-	turn->ran_ns = ecs_add(turn->ran_ns, in->ran_ns);
-	if (ecs_turn_is_extended(turn))
-		ecs_turn_decide_extended(d, turn, params, vm, vcpu, in, section, hopeless);
-	else
-		ecs_turn_decide_booked(d, turn, params, vm, vcpu, in, section, hopeless);
+	if (!ecs_turn_decide_alone(d, turn, params, vcpu, in))
+		ecs_turn_decide_booked(d, turn, params, vm, vcpu, in);
 }
 
 #endif /* ECS_POLICY_H */

@@ -254,20 +254,20 @@ __noinline int decide(__u32 index, struct ecs_vcpu *vcpu __arg_nonnull,
 	__u32 vm_index = index / ECS_MAX_VCPUS;
 	struct vcpu_ref ref = { .vcpu = vcpu, .index = index };
 	__u64 used_ns, seq;
-	bool extended;
+	bool extended = ecs_turn_is_extended(&vcpu->turn);
+	bool alone = ecs_turn_decide_alone(decision, &vcpu->turn, policy(), &vcpu->state, in);
 
 	/* A replay wants every operation in its place among all others. */
-	if (!setup.record &&
-	    ecs_turn_decide_alone(decision, &vcpu->turn, policy(), &vcpu->state, in))
+	if (alone && !setup.record)
 		goto out;
 	ref.vm = vm_at(vm_index);
 	ref.lock = bpf_map_lookup_elem(&locks, &vm_index);
 	if (!ref.vm || !ref.lock)
 		return -1;
-	extended = ecs_turn_is_extended(&ref.vcpu->turn);
 	seq = open_books(&ref);
 	used_ns = ref.vm->vm.ledger.extension_ns;
-	ecs_turn_decide(decision, &ref.vcpu->turn, policy(), &ref.vm->vm, &ref.vcpu->state, in);
+	if (!alone)
+		ecs_turn_decide_booked(decision, &vcpu->turn, policy(), &ref.vm->vm, &vcpu->state, in);
 	used_ns = ref.vm->vm.ledger.extension_ns - used_ns;
 	close_books(&ref);
 	record(&ref, ECS_OP_DECIDE, seq, 0, 0, in, decision);
