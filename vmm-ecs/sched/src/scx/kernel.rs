@@ -12,7 +12,7 @@ use libbpf_rs::{Link, MapCore, MapFlags, OpenObject};
 pub(crate) use super::compiled::types;
 use super::compiled::{EcsSkel, EcsSkelBuilder};
 use super::sizes::{self, ProgramSize};
-use super::{ScxConfig, ScxError};
+use super::{ScxConfig, ScxError, named};
 use crate::sys::{Tid, thread_fd};
 
 /// Places for VMs, and for the vCPUs of one; `ECS_MAX_*` of `bpf/shared.h`.
@@ -204,22 +204,13 @@ impl Program {
             return Ok(());
         }
         let number = u64::try_from(vm * MAX_VCPUS + vcpu + 1).unwrap_or(u64::MAX);
-        // The last one is the programs' own.
-        let fields = [
-            Some(number),
-            words.host_line,
-            words.guest_line,
-            words.word,
-            None,
-        ];
-        let value = fields.map(|field| field.unwrap_or(0).to_ne_bytes());
         let thread = thread_fd(tid).map_err(ScxError::NoThread)?;
         self.skel
             .maps
             .threads
             .update(
                 &thread.as_raw_fd().to_ne_bytes(),
-                value.as_flattened(),
+                named::value(number, words).as_flattened(),
                 MapFlags::ANY,
             )
             .map_err(ScxError::Thread)

@@ -21,6 +21,7 @@
 mod books;
 mod cgroup;
 mod kernel;
+mod named;
 mod probe;
 mod records;
 mod sizes;

@@ -20,6 +20,9 @@ mod compiled {
     include!(concat!(env!("OUT_DIR"), "/check.skel.rs"));
 }
 
+#[path = "../../src/scx/named.rs"]
+mod named;
+
 pub(crate) use compiled::types;
 
 /// The loaded programs, and the memory they share.
@@ -67,21 +70,14 @@ impl Checker {
     /// Says that this thread is that vCPU, and where its words are: the kernel pins them.
     pub(crate) fn name_thread(&self, vcpu: usize, words: SlotAddresses) {
         let number = u64::try_from(vcpu + 1).unwrap();
-        let fields = [
-            Some(number),
-            words.host_line,
-            words.guest_line,
-            words.word,
-            None,
-        ];
-        let value = fields.map(|field| field.unwrap_or(0).to_ne_bytes());
+        let value = named::value(number, words);
         // SAFETY: the call takes integers and gives a new descriptor.
-        let thread =
+        let descriptor =
             unsafe { libc::syscall(libc::SYS_pidfd_open, libc::gettid(), libc::PIDFD_THREAD) };
         // SAFETY: that descriptor, which nobody else owns.
-        let thread = unsafe { OwnedFd::from_raw_fd(i32::try_from(thread).unwrap()) };
+        let descriptor = unsafe { OwnedFd::from_raw_fd(i32::try_from(descriptor).unwrap()) };
         let threads = &self.skel.maps.threads;
-        let key = thread.as_raw_fd().to_ne_bytes();
+        let key = descriptor.as_raw_fd().to_ne_bytes();
         threads
             .update(&key, value.as_flattened(), MapFlags::ANY)
             .unwrap();
