@@ -134,6 +134,15 @@ impl Running {
             .unwrap()
     }
 
+    /// What the daemon says of a scheduler that the kernel has ended, as soon as it knows.
+    fn status_once_ended(&self, host: &mut HostVm) -> String {
+        until("the reason", PATIENCE, || {
+            let status = self.status(host);
+            status.contains("ended: ").then_some(status)
+        })
+        .unwrap()
+    }
+
     fn end(&self, host: &mut HostVm) {
         host.sh(&format!("kill {}; wait {}; true", self.demo, self.demo))
             .unwrap();
@@ -207,12 +216,7 @@ fn however_the_daemon_goes_the_vms_run_on() {
         host.sh("echo S >/proc/sysrq-trigger").unwrap();
         wait_for(host, "disabled");
         running.assert_alive(host, "after the kernel ended the scheduler");
-        let status = until("the reason", PATIENCE, || {
-            let status = running.status(host);
-            status.contains("ended: ").then_some(status)
-        })
-        .unwrap();
-        println!("{status}");
+        println!("{}", running.status_once_ended(host));
         running.end(host);
     });
 }
@@ -242,11 +246,7 @@ fn a_starved_thread_ends_the_scheduler_and_nothing_else() {
              taskset 2 chrt -f 50 timeout 25 sh -c 'while :; do :; done' & true")
             .unwrap();
         wait_for(host, "disabled");
-        let status = until("the reason", PATIENCE, || {
-            let status = running.status(host);
-            status.contains("ended: ").then_some(status)
-        })
-        .unwrap();
+        let status = running.status_once_ended(host);
         println!("{status}");
         assert!(status.contains("runnable task stall"), "{status}");
         running.assert_alive(host, "after the watchdog");
