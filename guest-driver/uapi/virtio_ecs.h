@@ -82,8 +82,9 @@ struct virtio_ecs_guest_line {		/* written by the guest, read by the host */
 	__le32 wait_holder;		/* 40 vCPU that holds the lock, plus one; 0: unknown */
 	__le32 wait_width;		/* 44 VIRTIO_ECS_WIDTH_* */
 	__le32 handback;		/* 48 hand-backs rung so far, wraps */
-	__le32 reserved0;		/* 52 */
-	__le64 reserved1;		/* 56 */
+	__le32 poll_us;			/* 52 time polled for work instead of halting, us, wraps */
+	__le32 polls_paid;		/* 56 such polls that met work, wraps */
+	__le32 polls_wasted;		/* 60 such polls that ended in a halt, wraps */
 };					/* 64 */
 
 /* host_line.yield */

@@ -30,10 +30,12 @@ pub struct GuestLine {
     pub wait_width: AtomicU32,
     /// Hand-backs rung so far, wraps.
     pub handback: AtomicU32,
-    /// Zero.
-    pub reserved0: AtomicU32,
-    /// Zero.
-    pub reserved1: AtomicU64,
+    /// Time polled for work instead of halting, us, wraps.
+    pub poll_us: AtomicU32,
+    /// Such polls that met work, wraps.
+    pub polls_paid: AtomicU32,
+    /// Such polls that ended in a halt, wraps.
+    pub polls_wasted: AtomicU32,
 }
 
 /// Line written by the host and read by this guest.
@@ -97,7 +99,7 @@ mod layout {
     }
 
     same!(GuestLine, VirtioEcsGuestLine: np_count, p_count, waiting, idle, wait_addr, wait_mask,
-        wait_value, wait_holder, wait_width, handback, reserved0, reserved1);
+        wait_value, wait_holder, wait_width, handback, poll_us, polls_paid, polls_wasted);
     same!(HostLine, VirtioEcsHostLine: granted, r#yield, preempted, overloaded, generation,
         heartbeat, nr_grants);
     const _: () =

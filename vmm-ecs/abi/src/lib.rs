@@ -263,10 +263,12 @@ wire! {
         wait_width: u32,
         /// Hand-backs rung so far, wraps.
         handback: u32,
-        /// Zero.
-        reserved0: u32,
-        /// Zero.
-        reserved1: u64,
+        /// Time polled for work instead of halting, us, wraps.
+        poll_us: u32,
+        /// Such polls that met work, wraps.
+        polls_paid: u32,
+        /// Such polls that ended in a halt, wraps.
+        polls_wasted: u32,
     }
 }
 

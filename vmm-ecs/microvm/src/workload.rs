@@ -332,18 +332,15 @@ impl<A: Annotate, P: Platform> Worker<'_, A, P> {
             &line.wait_holder,
             &line.wait_width,
             &line.handback,
-            &line.reserved0,
+            &line.poll_us,
+            &line.polls_paid,
+            &line.polls_wasted,
             &line.waiting,
         ] {
             let value = self.random();
             small(word, value);
         }
-        for word in [
-            &line.wait_addr,
-            &line.wait_mask,
-            &line.wait_value,
-            &line.reserved1,
-        ] {
+        for word in [&line.wait_addr, &line.wait_mask, &line.wait_value] {
             let value = self.random();
             word.store(value.wrapping_mul(value), Ordering::Relaxed);
         }

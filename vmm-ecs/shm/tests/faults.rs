@@ -202,8 +202,9 @@ fn nonsense_where_nobody_looks_is_no_fault() {
         wait_mask: 1,
         wait_holder: u32::MAX,
         wait_width: 3,
-        reserved0: u32::MAX,
-        reserved1: u64::MAX,
+        poll_us: u32::MAX,
+        polls_paid: u32::MAX,
+        polls_wasted: u32::MAX,
         handback: u32::MAX,
         ..busy()
     };

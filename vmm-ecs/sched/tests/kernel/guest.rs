@@ -95,7 +95,7 @@ fn line() -> impl Strategy<Value = VirtioEcsGuestLine> {
     (
         (count(), count(), waiting, idle),
         (address(), mask, any::<u64>()),
-        (holder, width, any::<u64>()),
+        (holder, width, any::<u32>()),
     )
         .prop_map(
             |((np_count, p_count, waiting, idle), (addr, mask, value), (holder, width, rest))| {
@@ -111,8 +111,9 @@ fn line() -> impl Strategy<Value = VirtioEcsGuestLine> {
                     wait_width: width,
                     // Not read.
                     handback: u32::MAX,
-                    reserved0: u32::MAX,
-                    reserved1: rest,
+                    poll_us: rest,
+                    polls_paid: u32::MAX,
+                    polls_wasted: rest,
                 }
             },
         )
