@@ -241,7 +241,10 @@ fn the_driver_goes_while_its_daemon_is_away() {
             kernel.version()
         );
         assert!(away < PATIENCE, "{away:?}");
+        // Loading reads config space: a VMM whose daemon is not back yet would stand still for it.
+        let connects = host.relay.connects();
         host.start();
+        host.relay.wait_for_more_than(connects, RETURN).unwrap();
         guest.load_driver("").unwrap();
         all_alive(guest, RETURN);
         truth_holds(host, guest);

@@ -146,7 +146,7 @@ static void step_sleep_mutex(void)
 /* Takes the mutex here, and holds it on every CPU of the list in turn. */
 static void step_migrate_mutex(void)
 {
-	int home = smp_processor_id(), cpu;
+	int home = raw_smp_processor_id(), cpu;
 
 	mutex_lock(&locks->mutex);
 	for_each_cpu(cpu, &run_cpus) {
