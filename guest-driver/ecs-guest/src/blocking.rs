@@ -145,6 +145,7 @@ impl BlockingMutex {
             if wait.ended() {
                 vcpu.wait_retry();
                 if self.grab() {
+                    vcpu.spun(&spin, true);
                     return true;
                 }
                 wait = self.wait();
@@ -155,6 +156,7 @@ impl BlockingMutex {
                 vcpu.wait_holder(wait.holder);
             }
         }
+        vcpu.spun(&spin, false);
         false
     }
 

@@ -92,5 +92,6 @@ pub use raw::{
 pub use rw::{ReadGuard, RwGuard, RwSpinLock, UpgradableGuard, WriteGuard};
 pub use ticket::{TicketGuard, TicketLock};
 pub use vcpu::{
-    AddressMap, Annotate, Doorbell, OffsetMap, Outer, Spin, Unannotated, Vcpu, WaitFor,
+    AddressMap, Annotate, Clock, Doorbell, OffsetMap, Outer, Spin, Unannotated, Vcpu, WaitFor,
+    Waiters,
 };

@@ -31,7 +31,7 @@ use crate::vcpu::Annotate;
 /// impl CurrentVcpu for Only {
 ///     type Vcpu = Unannotated;
 ///     fn with<R>(call: impl FnOnce(&Unannotated) -> R) -> R {
-///         call(&Unannotated { number: 0 })
+///         call(&Unannotated { number: 0, polls: false })
 ///     }
 /// }
 ///

@@ -110,7 +110,10 @@ fn lower() {
 #[derive(Debug, Clone, Copy)]
 pub struct UserThread;
 
-const QUIET: Unannotated = Unannotated { number: u32::MAX };
+const QUIET: Unannotated = Unannotated {
+    number: u32::MAX,
+    polls: false,
+};
 
 impl Annotate for UserThread {
     /// Unknown: the guest may move the thread at any moment.
@@ -143,6 +146,7 @@ impl Annotate for UserThread {
     fn keep_spinning(&self, _: &Spin, _: u32) -> bool {
         false
     }
+    fn spun(&self, _: &Spin, _: bool) {}
 }
 
 impl CurrentVcpu for UserThread {

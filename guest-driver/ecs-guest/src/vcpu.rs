@@ -19,6 +19,30 @@ const HOPELESS_AGAIN_US: u32 = 20;
 const MAX_RINGS_PER_BEAT: u32 = 10_000;
 /// Longest spin for a lock that can also be waited for asleep, us: bounds what a stale hint costs.
 const SPIN_BEFORE_BLOCK_US: u32 = 100;
+/// Longest time that hints are trusted after the host wrote its heartbeat last, us.
+const BEAT_TRUSTED_US: u64 = 100_000;
+
+/// What a vCPU does that waits for a lock it could also wait for asleep.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Waiters {
+    /// It sleeps at once.
+    Halt,
+    /// It spins while the host is alive, this pCPU is not overloaded and the holder runs, for
+    /// 100 us at most; then it sleeps.
+    #[default]
+    Wise,
+    /// It spins until it has the lock, whoever else wants the pCPU.
+    Poll,
+}
+
+/// Time as a guest can read it.
+#[derive(Debug, Clone, Copy)]
+pub struct Clock {
+    /// Ticks since some moment; must not go back.
+    pub ticks: fn() -> u64,
+    /// Ticks in a microsecond.
+    pub per_us: u64,
+}
 
 /// How this guest rings the doorbell queue of a vCPU.
 pub trait Doorbell {
@@ -133,6 +157,8 @@ pub trait Annotate {
     fn spin(&self, spin: &mut Spin) -> bool;
     /// Whether spinning for a lock held by `holder` (vCPU plus one, 0: unknown) beats sleeping.
     fn keep_spinning(&self, spin: &Spin, holder: u32) -> bool;
+    /// A spin in place of sleeping is over; `paid`: the lock was taken.
+    fn spun(&self, spin: &Spin, paid: bool);
 }
 
 /// A vCPU that tells the host nothing: the same locks, without eCS.
@@ -140,6 +166,8 @@ pub trait Annotate {
 pub struct Unannotated {
     /// This vCPU's number.
     pub number: u32,
+    /// Whether it spins for locks it could wait for asleep: [`Waiters::Poll`], or [`Waiters::Halt`].
+    pub polls: bool,
 }
 
 impl Annotate for Unannotated {
@@ -163,8 +191,9 @@ impl Annotate for Unannotated {
         false
     }
     fn keep_spinning(&self, _: &Spin, _: u32) -> bool {
-        false
+        self.polls
     }
+    fn spun(&self, _: &Spin, _: bool) {}
 }
 
 /// One vCPU's handle on its lines. Only that vCPU may use it: it is the single writer.
@@ -178,6 +207,33 @@ pub struct Vcpu<'a, D, M> {
     pauses_per_us: u32,
     last_beat: Cell<u32>,
     rings_in_beat: Cell<u32>,
+    waiters: Waiters,
+    clock: Option<Clock>,
+    heart: Heart,
+    /// Turns of spin loops that make no whole microsecond yet.
+    polled_pauses: Cell<u32>,
+}
+
+/// What this vCPU knows of the host's heartbeat: a beat that differs from the one seen before was
+/// written after that look.
+#[derive(Debug, Default)]
+struct Heart {
+    beat: Cell<u32>,
+    looked: Cell<u64>,
+    trusted_until: Cell<u64>,
+}
+
+impl Heart {
+    /// Whether a beat was certainly written less than `limit` ticks ago.
+    fn beats(&self, beat: u32, now: u64, limit: u64) -> bool {
+        if beat != self.beat.get() {
+            self.beat.set(beat);
+            let until = self.looked.get().saturating_add(limit);
+            self.trusted_until.set(until);
+        }
+        self.looked.set(now);
+        now < self.trusted_until.get()
+    }
 }
 
 impl<'a, D: Doorbell, M: AddressMap> Vcpu<'a, D, M> {
@@ -200,7 +256,26 @@ impl<'a, D: Doorbell, M: AddressMap> Vcpu<'a, D, M> {
             pauses_per_us: pauses_per_us.clamp(1, 1 << 20),
             last_beat: Cell::new(0),
             rings_in_beat: Cell::new(0),
+            waiters: Waiters::default(),
+            clock: None,
+            heart: Heart::default(),
+            polled_pauses: Cell::new(0),
         })
+    }
+
+    /// The same, with another way to wait for locks that can be waited for asleep.
+    #[must_use]
+    pub fn with_waiters(mut self, waiters: Waiters) -> Self {
+        self.waiters = waiters;
+        self
+    }
+
+    /// The same, with a clock: hints of a host that is gone are trusted for 100 ms. Without a clock
+    /// they are trusted for ever, and cost 100 us a wait.
+    #[must_use]
+    pub fn with_clock(mut self, clock: Clock) -> Self {
+        self.clock = (clock.per_us > 0).then_some(clock);
+        self
     }
 
     /// Guest to host: a section begins that the guest itself cannot preempt.
@@ -264,6 +339,18 @@ impl<'a, D: Doorbell, M: AddressMap> Vcpu<'a, D, M> {
         previous
     }
 
+    /// Whether the host's words mean something now.
+    fn is_host_alive(&self) -> bool {
+        let beat = self.own.host.heartbeat.load(Ordering::Relaxed);
+        match self.clock {
+            None => beat != 0,
+            Some(clock) => {
+                let limit = clock.per_us.saturating_mul(BEAT_TRUSTED_US);
+                self.heart.beats(beat, (clock.ticks)(), limit)
+            }
+        }
+    }
+
     fn lines(&self, cpu: u32) -> Option<&VcpuLines> {
         self.all.get(usize::try_from(cpu).ok()?)
     }
@@ -310,6 +397,14 @@ impl<'a, D: Doorbell, M: AddressMap> Vcpu<'a, D, M> {
             .store(VIRTIO_ECS_WIDTH_32, Ordering::Relaxed);
         line.waiting.store(waiting, Ordering::Release);
     }
+}
+
+/// Adds to a word that only this vCPU writes.
+fn add(word: &AtomicU32, more: u32) {
+    word.store(
+        word.load(Ordering::Relaxed).wrapping_add(more),
+        Ordering::Relaxed,
+    );
 }
 
 impl SavedWait {
@@ -410,11 +505,32 @@ impl<D: Doorbell, M: AddressMap> Annotate for Vcpu<'_, D, M> {
     }
 
     fn keep_spinning(&self, spin: &Spin, holder: u32) -> bool {
-        spin.pauses < SPIN_BEFORE_BLOCK_US * self.pauses_per_us
-            && self.has_host()
-            && !self.is_pcpu_overloaded(self.number)
-            && !holder
-                .checked_sub(1)
-                .is_some_and(|cpu| self.is_vcpu_preempted(cpu))
+        match self.waiters {
+            Waiters::Halt => false,
+            Waiters::Poll => true,
+            Waiters::Wise => {
+                spin.pauses < SPIN_BEFORE_BLOCK_US * self.pauses_per_us
+                    && self.is_host_alive()
+                    && !self.is_pcpu_overloaded(self.number)
+                    && !holder
+                        .checked_sub(1)
+                        .is_some_and(|cpu| self.is_vcpu_preempted(cpu))
+            }
+        }
+    }
+
+    fn spun(&self, spin: &Spin, paid: bool) {
+        let line = &self.own.guest;
+        let pauses = self.polled_pauses.get().saturating_add(spin.pauses);
+        self.polled_pauses.set(pauses % self.pauses_per_us);
+        add(&line.poll_us, pauses / self.pauses_per_us);
+        add(
+            if paid {
+                &line.polls_paid
+            } else {
+                &line.polls_wasted
+            },
+            1,
+        );
     }
 }

@@ -1,6 +1,7 @@
 //! The calls, waits and locks as a guest uses them, on real threads.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, missing_docs)]
 
+use std::cell::Cell;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex};
 use std::thread;
@@ -100,7 +101,10 @@ fn ticket_lock_excludes_with_and_without_annotation() {
         section();
     });
     exclusion(|section, number, _| {
-        let vcpu = Unannotated { number };
+        let vcpu = Unannotated {
+            number,
+            polls: false,
+        };
         let _guard = lock.lock(&vcpu);
         section();
     });
@@ -115,10 +119,20 @@ fn queue_lock_excludes() {
         section();
     });
     assert!(
-        lock.lock(&Unannotated { number: 2 }).is_none(),
+        lock.lock(&Unannotated {
+            number: 2,
+            polls: false
+        })
+        .is_none(),
         "a vCPU without a node"
     );
-    assert!(lock.lock(&Unannotated { number: u32::MAX }).is_none());
+    assert!(
+        lock.lock(&Unannotated {
+            number: u32::MAX,
+            polls: false
+        })
+        .is_none()
+    );
 }
 
 #[test]
@@ -308,6 +322,69 @@ fn a_dead_host_stops_being_rung() {
     lines[0].host.heartbeat.store(2, Ordering::Relaxed);
     sections(5);
     assert_eq!(bell.rings(), 10_005);
+}
+
+thread_local! {
+    static NOW_US: Cell<u64> = const { Cell::new(0) };
+}
+
+#[test]
+fn hints_of_a_host_that_is_gone_are_trusted_for_100_ms() {
+    let (lines, bell, spin) = (lines(1), Bell::default(), Spin::default());
+    let vcpu = vcpu(0, &lines, &bell).with_clock(Clock {
+        ticks: || NOW_US.get(),
+        per_us: 1,
+    });
+    let at = |now_us: u64, beat: u32| {
+        NOW_US.set(now_us);
+        lines[0].host.heartbeat.store(beat, Ordering::Relaxed);
+        vcpu.keep_spinning(&spin, 0)
+    };
+    assert!(!at(1_000_000, 7), "nobody knows how old the first beat is");
+    assert!(!at(1_010_000, 7));
+    assert!(at(1_050_000, 8), "written after the look before");
+    assert!(at(1_109_999, 8));
+    assert!(!at(1_110_000, 8), "100 ms after that look");
+    assert!(
+        !at(2_000_000, 9),
+        "a beat of some time within the last second"
+    );
+    assert!(at(2_040_000, 10) && at(2_130_000, 11) && at(2_220_000, 12));
+}
+
+#[test]
+fn waiters_do_what_they_are_told_and_say_what_came_of_it() {
+    let (lines, bell, sleepers) = (lines(2), Bell::default(), Sleepers::default());
+    lines[0].host.heartbeat.store(1, Ordering::Relaxed);
+    lines[0].host.overloaded.store(1, Ordering::Relaxed);
+    let spin = Spin::default();
+    let wise = vcpu(0, &lines, &bell);
+    assert!(!wise.keep_spinning(&spin, 0));
+    let polls = vcpu(0, &lines, &bell).with_waiters(Waiters::Poll);
+    assert!(polls.keep_spinning(&spin, 0), "whoever wants the pCPU");
+    lines[0].host.overloaded.store(0, Ordering::Relaxed);
+    let halts = vcpu(0, &lines, &bell).with_waiters(Waiters::Halt);
+    assert!(!halts.keep_spinning(&spin, 0), "although nobody does");
+
+    // The lock is not released before its waiter has spun for longer than it may.
+    let lock = BlockingMutex::default();
+    let other = vcpu(1, &lines, &bell);
+    let held = lock.lock(&other, &sleepers);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let vcpu = vcpu(0, &lines, &bell);
+            drop(lock.lock(&vcpu, &sleepers));
+        });
+        let wasted = &lines[0].guest.polls_wasted;
+        while wasted.load(Ordering::Relaxed) == 0 {
+            std::thread::yield_now();
+        }
+        drop(held);
+    });
+    let said = |word: &AtomicU32| word.load(Ordering::Relaxed);
+    let line = &lines[0].guest;
+    assert_eq!((said(&line.polls_paid), said(&line.polls_wasted)), (0, 1));
+    assert!(said(&line.poll_us) >= 99, "{} us", said(&line.poll_us));
 }
 
 #[test]

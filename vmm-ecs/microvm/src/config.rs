@@ -47,6 +47,20 @@ pub enum Guest {
     Lies,
 }
 
+/// What a vCPU does that waits for a lock it could also wait for asleep (workload `blocking`).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Waiters {
+    /// As annotated locks do: it spins while the host says that this is wise. Without annotation it
+    /// sleeps.
+    #[default]
+    Wise,
+    /// It sleeps at once.
+    Halt,
+    /// It spins, whoever else wants the CPU.
+    Poll,
+}
+
 /// What starts the work.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -187,6 +201,9 @@ pub struct VmConfig {
     /// Whether the locks tell the host what they do.
     #[serde(default = "yes")]
     pub annotate: bool,
+    /// How it waits for locks that it could wait for asleep.
+    #[serde(default)]
+    pub waiters: Waiters,
     /// How the guest behaves.
     #[serde(default)]
     pub guest: Guest,
@@ -228,6 +245,7 @@ impl VmConfig {
             cpus: Vec::new(),
             pin: false,
             annotate: true,
+            waiters: Waiters::default(),
             guest: Guest::Honest,
             sync: Gate::Stdin,
             report_ms: 0,

@@ -48,7 +48,7 @@ pub mod kvm;
 #[path = "kvm_absent.rs"]
 pub mod kvm;
 
-pub use config::{ConfigError, Gate, Guest, Kind, VmConfig, Workload, WorkloadKind};
+pub use config::{ConfigError, Gate, Guest, Kind, VmConfig, Waiters, Workload, WorkloadKind};
 pub use report::{DeviceReport, Handoff, KindUsed, Progress, VmReport};
 pub use run::run;
 pub use vm::{Vm, VmError};

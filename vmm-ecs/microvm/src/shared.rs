@@ -46,6 +46,10 @@ pub struct Control {
     pub read_pct: AtomicU32,
     /// Non-zero: the locks are annotated.
     pub annotate: AtomicU32,
+    /// `Waiters` as a number: 0 wise, 1 halt, 2 poll.
+    pub waiters: AtomicU32,
+    /// Time stamp ticks per us; 0: there are none.
+    pub ticks_per_us: AtomicU32,
     /// `Guest` as a number: 0 honest, 1 pins its counts, 2 lies.
     pub guest: AtomicU32,
     /// Turns of a spin loop per us.

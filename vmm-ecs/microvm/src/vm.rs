@@ -7,12 +7,14 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
+use ecs_guest::VcpuLines;
+
 use crate::config::{ConfigError, Kind, VmConfig};
 use crate::frontend::Frontend;
 use crate::kvm::{self, KvmError, KvmVm};
 use crate::machine::Machine;
 use crate::report::{DeviceReport, KindUsed, Progress, VmReport, handoff};
-use crate::workload::{guest_code, index_of};
+use crate::workload::{guest_code, index_of, waiters_code};
 use crate::{sys, threads, work};
 
 /// How long vCPUs may take to stop.
@@ -295,6 +297,13 @@ impl Vm {
         self.frontend.as_ref().map(Frontend::report)
     }
 
+    /// The lines of a vCPU, which its guest and the host write while this is looked at.
+    #[must_use]
+    pub fn lines(&self, vcpu: usize) -> Option<&VcpuLines> {
+        let lines = &self.machine.ram.shared().lines;
+        lines.get(vcpu).filter(|_| vcpu < self.machine.nr_vcpus)
+    }
+
     /// Starts the work.
     pub fn go(&mut self) {
         for thread in &self.threads {
@@ -476,6 +485,8 @@ fn fill_control(machine: &Machine, config: &VmConfig, iterations_per_us: f64) {
     set(&control.workload, index_of(workload.kind));
     set(&control.read_pct, u32::from(workload.read_pct));
     set(&control.annotate, u32::from(config.annotate));
+    set(&control.waiters, waiters_code(config.waiters));
+    set(&control.ticks_per_us, work::ticks_per_us());
     set(&control.guest, guest_code(config.guest));
     set(&control.pauses_per_us, work::pauses_per_us());
     let iterations = |us| work::iterations(us, iterations_per_us);

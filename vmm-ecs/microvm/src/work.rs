@@ -52,6 +52,18 @@ pub fn calibrate() -> f64 {
     BATCH as f64 * 1e3 / ns as f64
 }
 
+/// Ticks of [`ticks`] per us; 0 where there are none.
+#[must_use]
+pub(crate) fn ticks_per_us() -> u32 {
+    const LONG: std::time::Duration = std::time::Duration::from_millis(2);
+    let (start, first) = (Instant::now(), ticks());
+    while start.elapsed() < LONG {
+        std::hint::spin_loop();
+    }
+    let (spent, passed) = (ticks().saturating_sub(first), start.elapsed());
+    u32::try_from(u128::from(spent) / passed.as_micros().max(1)).unwrap_or(u32::MAX)
+}
+
 /// Turns of a spin loop per us.
 #[must_use]
 pub(crate) fn pauses_per_us() -> u32 {

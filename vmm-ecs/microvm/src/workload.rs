@@ -6,9 +6,9 @@
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use ecs_abi::VIRTIO_ECS_WAIT_NONE;
-use ecs_guest::{Annotate, Doorbell, Halt, OffsetMap, Spin, Unannotated, Vcpu, WaitFor};
+use ecs_guest::{Annotate, Clock, Doorbell, Halt, OffsetMap, Spin, Unannotated, Vcpu, WaitFor};
 
-use crate::config::{Guest, WorkloadKind};
+use crate::config::{Guest, Waiters, WorkloadKind};
 use crate::report::bucket_of;
 use crate::shared::{PerVcpu, RAM_GPA, Shared, TABLE_SLOTS};
 use crate::work::{busy, ticks};
@@ -34,6 +34,15 @@ pub(crate) fn guest_code(guest: Guest) -> u32 {
         Guest::Honest => 0,
         Guest::PinCounts => 1,
         Guest::Lies => 2,
+    }
+}
+
+/// Way to wait as a number, for the control block.
+pub(crate) fn waiters_code(waiters: Waiters) -> u32 {
+    match waiters {
+        Waiters::Wise => 0,
+        Waiters::Halt => 1,
+        Waiters::Poll => 2,
     }
 }
 
@@ -65,13 +74,27 @@ pub fn run_vcpu<P: Platform>(shared: &Shared, number: u32, platform: &P) {
     {
         lines.guest.np_count.store(1, Ordering::Relaxed);
     }
+    let waiters = control.waiters.load(Ordering::Relaxed);
+    let polls = waiters == waiters_code(Waiters::Poll);
     if control.annotate.load(Ordering::Relaxed) == 0 {
-        work(shared, &Unannotated { number }, platform);
+        work(shared, &Unannotated { number, polls }, platform);
         return;
     }
+    let waiters = if polls {
+        ecs_guest::Waiters::Poll
+    } else if waiters == waiters_code(Waiters::Halt) {
+        ecs_guest::Waiters::Halt
+    } else {
+        ecs_guest::Waiters::Wise
+    };
+    let clock = Clock {
+        ticks,
+        per_us: u64::from(control.ticks_per_us.load(Ordering::Relaxed)),
+    };
     let offset = RAM_GPA.wrapping_sub(std::ptr::from_ref(shared).addr() as u64);
     let pauses = control.pauses_per_us.load(Ordering::Relaxed);
     if let Some(vcpu) = Vcpu::new(number, &shared.lines, platform, OffsetMap(offset), pauses) {
+        let vcpu = vcpu.with_waiters(waiters).with_clock(clock);
         work(shared, &vcpu, platform);
     }
 }
