@@ -3,18 +3,26 @@
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
+use ecs_microvm::Waiters;
+
 use crate::config::{ConfigFile, ControllerChoice};
 
 /// How the host schedules the VMs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Arm {
-    /// The host's own scheduler; vmm-ecs observes.
+    /// The host's own scheduler; vmm-ecs observes, and waiters halt as those of a stock guest.
     Stock,
+    /// The same, and waiters that could halt poll instead, whoever wants the CPU.
+    Poll,
+    /// The same, and waiters poll or halt as the observing vmm-ecs tells them.
+    Hints,
     /// The controller rotates vCPUs, without extensions and queue rules.
     Rotate,
     /// The controller extends holders, without the queue rules.
     HolderOnly,
+    /// All of eCS but that waiters halt.
+    Halt,
     /// All of eCS.
     Ecs,
 }
@@ -27,8 +35,11 @@ impl Arm {
     pub(crate) fn title(self) -> &'static str {
         match self {
             Self::Stock => "stock scheduler",
+            Self::Poll => "stock, waiters poll",
+            Self::Hints => "stock, waiters told",
             Self::Rotate => "controller, no extensions",
             Self::HolderOnly => "extensions, no queue rules",
+            Self::Halt => "eCS, waiters halt",
             Self::Ecs => "eCS",
         }
     }
@@ -36,13 +47,22 @@ impl Arm {
     /// Turns a configuration into this arm's; `steering` is the controller of those that steer.
     pub(crate) fn apply(self, file: &mut ConfigFile, steering: ControllerChoice) {
         let (controller, extensions, queue_rules) = match self {
-            Self::Stock => (ControllerChoice::Observe, false, false),
+            Self::Stock | Self::Poll | Self::Hints => (ControllerChoice::Observe, false, false),
             Self::Rotate => (steering, false, false),
             Self::HolderOnly => (steering, true, false),
-            Self::Ecs => (steering, true, true),
+            Self::Halt | Self::Ecs => (steering, true, true),
         };
         file.host.controller = controller;
         file.policy.extensions = extensions;
         file.policy.queue_rules = queue_rules;
+    }
+
+    /// How its VMs wait for locks that they could wait for asleep.
+    pub(crate) fn waiters(self) -> Waiters {
+        match self {
+            Self::Stock | Self::Halt => Waiters::Halt,
+            Self::Poll => Waiters::Poll,
+            Self::Hints | Self::Rotate | Self::HolderOnly | Self::Ecs => Waiters::Wise,
+        }
     }
 }

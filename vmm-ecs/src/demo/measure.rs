@@ -109,7 +109,7 @@ impl Bench {
     /// Runs one arm of a scenario once.
     pub(crate) fn run(&self, arm: Arm, scenario: &Scenario) -> anyhow::Result<RunReport> {
         let daemon = self.start_daemon(arm, scenario)?;
-        let mut vms = self.start_vms(scenario)?;
+        let mut vms = self.start_vms(arm, scenario)?;
         let result = self.measure(scenario, &mut vms);
         for vm in &mut vms {
             // It ends by itself at the end of its input.
@@ -196,9 +196,9 @@ impl Bench {
         Ok(read_snapshot(&self.stats_socket(), Duration::from_secs(2))?)
     }
 
-    fn start_vms(&self, scenario: &Scenario) -> anyhow::Result<Vec<VmProcess>> {
+    fn start_vms(&self, arm: Arm, scenario: &Scenario) -> anyhow::Result<Vec<VmProcess>> {
         let mut vms = (0..scenario.vms)
-            .map(|index| self.start_vm(scenario, index))
+            .map(|index| self.start_vm(arm, scenario, index))
             .collect::<anyhow::Result<Vec<_>>>()?;
         for vm in &mut vms {
             match vm.messages.recv_timeout(PATIENCE) {
@@ -228,7 +228,7 @@ impl Bench {
         }
     }
 
-    fn start_vm(&self, scenario: &Scenario, index: usize) -> anyhow::Result<VmProcess> {
+    fn start_vm(&self, arm: Arm, scenario: &Scenario, index: usize) -> anyhow::Result<VmProcess> {
         let name = vm_name(index);
         let workload = Workload::new(scenario.workload.parse()?, scenario.in_us, scenario.out_us);
         let config = VmConfig {
@@ -236,6 +236,7 @@ impl Bench {
             socket: Some(self.dir.path().join(format!("{name}.sock"))),
             cpus: self.pcpus.cpus().to_vec(),
             annotate: !scenario.unhinted.contains(&index),
+            waiters: arm.waiters(),
             guest: if scenario.pinning.contains(&index) {
                 Guest::PinCounts
             } else {
@@ -313,7 +314,7 @@ impl Bench {
     /// Keeps the VMs running under eCS until the process is interrupted.
     pub(crate) fn stay_up(&self) -> anyhow::Result<()> {
         let _daemon = self.start_daemon(Arm::Ecs, &self.scenario)?;
-        let mut vms = self.start_vms(&self.scenario)?;
+        let mut vms = self.start_vms(Arm::Ecs, &self.scenario)?;
         for vm in &mut vms {
             vm.stdin.write_all(b"go\n")?;
         }

@@ -46,7 +46,7 @@ pub(super) fn run(files: &[String], seed: Option<u64>) -> anyhow::Result<ExitCod
             };
             let (mut per_cpu_s, mut with_neighbours) = (Vec::new(), Vec::new());
             for arm in &measured.arms {
-                let Some(found) = simulated.arm(same(arm.arm)) else {
+                let Some(found) = same(arm.arm).and_then(|same| simulated.arm(same)) else {
                     continue;
                 };
                 let name = arm.arm.title();
@@ -140,12 +140,14 @@ fn stock_beside(point: &Point, had: f64, seed: Option<u64>) -> anyhow::Result<f6
         .map_or(0.0, |arm| arm.median(of_own)))
 }
 
-fn same(arm: Arm) -> ecs_sim::Arm {
+fn same(arm: Arm) -> Option<ecs_sim::Arm> {
     match arm {
-        Arm::Stock => ecs_sim::Arm::Stock,
-        Arm::Rotate => ecs_sim::Arm::Rotate,
-        Arm::HolderOnly => ecs_sim::Arm::HolderOnly,
-        Arm::Ecs => ecs_sim::Arm::Ecs,
+        Arm::Stock => Some(ecs_sim::Arm::Stock),
+        Arm::Rotate => Some(ecs_sim::Arm::Rotate),
+        Arm::HolderOnly => Some(ecs_sim::Arm::HolderOnly),
+        Arm::Ecs => Some(ecs_sim::Arm::Ecs),
+        // Simulated waiters halt or spin by the arm.
+        Arm::Poll | Arm::Hints | Arm::Halt => None,
     }
 }
 
