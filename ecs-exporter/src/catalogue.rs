@@ -122,6 +122,14 @@ catalogue! {
         "Involuntary deschedules of vCPU threads (PERF_RECORD_MISC_SWITCH_OUT_PREEMPT).";
     VM_STEPPED_ASIDE: Counter, "ecs_vm_stepped_aside_total", "", ["vm"],
         "Times a vCPU that could only spin gave up its CPU.";
+    VM_WAKEUPS: Counter, "ecs_vm_wakeups_total", "", ["vm"],
+        "Times a vCPU thread that slept got a CPU again.";
+    VM_OVERLOADED: Counter, "ecs_vm_overloaded_seconds_total", "seconds", ["vm"],
+        "Time vCPUs ran while their physical CPU had other tasks to run.";
+    VM_POLLS: Counter, "ecs_vm_guest_polls_total", "", ["vm", "outcome"],
+        "Polls in place of a halt, as the guest counts them: met what they polled for (paid), or halted (wasted).";
+    VM_POLL_TIME: Counter, "ecs_vm_guest_poll_seconds_total", "seconds", ["vm"],
+        "Time the guest polled in place of halting, as it says.";
     VM_GUEST_FAULTS: Counter, "ecs_vm_guest_faults_total", "", ["vm"],
         "Reads of the guest's words that made no sense.";
     VM_CRITICAL_STALL: Counter, "ecs_vm_critical_stall_seconds_total", "seconds", ["vm"],

@@ -298,12 +298,18 @@ fn served_series(
     one(&cat::VM_DEBT, seconds(vm.debt_ns));
     one(&cat::VM_AVOIDED, vm.ended.yielded as f64);
     one(&cat::VM_STEPPED_ASIDE, vm.stepped_aside as f64);
+    one(&cat::VM_WAKEUPS, vm.wakeups as f64);
+    one(&cat::VM_OVERLOADED, seconds(vm.overloaded_ns));
+    one(&cat::VM_POLL_TIME, seconds(vm.polls.ns));
     one(&cat::VM_GUEST_FAULTS, vm.guest_faults as f64);
     one(&cat::VM_CRITICAL_STALL, seconds(vm.critical_stall_ns));
     one(&cat::VM_FAIR_CPU, seconds(vm.fair_cpu_ns));
     // Subtracted as integers: the difference of two long-running sums keeps its digits.
     let delta = i128::from(vm.cpu_ns) - i128::from(vm.fair_cpu_ns);
     one(&cat::VM_FAIRNESS_DELTA, delta as f64 / NS_PER_SECOND);
+    for (outcome, count) in [("paid", vm.polls.paid), ("wasted", vm.polls.wasted)] {
+        out(&cat::VM_POLLS, &[name, outcome], count as f64);
+    }
     for (section, count) in [
         ("non_preemptable", vm.grants.non_preemptable),
         ("preemptable", vm.grants.preemptable),

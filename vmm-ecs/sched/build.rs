@@ -29,8 +29,8 @@ mod scx {
             arguments.push("-I".into());
             arguments.push(dir.as_os_str().to_owned());
         }
-        // The scheduler, and what tests and benchmarks run in any kernel.
-        for name in ["ecs", "check"] {
+        // The scheduler, hints beside any scheduler, and what tests and benchmarks run in any kernel.
+        for name in ["ecs", "tell", "check"] {
             SkeletonBuilder::new()
                 .source(root.join(format!("bpf/{name}.bpf.c")))
                 .clang(clang())

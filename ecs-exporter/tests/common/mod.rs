@@ -79,6 +79,13 @@ pub fn fixture() -> Snapshot {
         preemptions: 90,
         critical_stall_ns: 12_500_000,
         stepped_aside: 8,
+        wakeups: 600,
+        overloaded_ns: 3_500_000_000,
+        polls: Polls {
+            paid: 400,
+            wasted: 20,
+            ns: 45_000_000,
+        },
         cpu_ns: 7_500_000_000,
         fair_cpu_ns: 7_498_000_000,
         delay_ns: 2_500_000_000,

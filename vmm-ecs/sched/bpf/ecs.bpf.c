@@ -114,6 +114,8 @@ void BPF_PROG(ecs_enqueue, struct task_struct *p, __u64 enq_flags)
 
 	if (vcpu_of(&ref, p)) {
 		enqueue_vcpu(p, &ref, enq_flags);
+		if (enq_flags & SCX_ENQ_WAKEUP)
+			__sync_fetch_and_add(&ref.vm->wakeups, 1);
 		/* A VM that woke far behind need not wait for the end of a slice either. */
 		vtime_ns = ecs_add(ref.vm->vm.ledger.vtime_ns, setup.params.slice_ns / 2);
 	} else {

@@ -18,6 +18,7 @@ static void tell_overloaded(struct vcpu_ref *ref, bool overloaded)
 {
 	struct virtio_ecs_host_line *host = ref->thread ? ref->thread->host : NULL;
 
+	ref->vcpu->overloaded = overloaded;
 	if (host)
 		host->overloaded = overloaded;
 }

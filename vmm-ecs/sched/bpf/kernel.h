@@ -43,16 +43,35 @@ struct sched_ext_entity {
 
 struct sched_entity {
 	__u64 sum_exec_runtime;
+	struct cfs_rq *cfs_rq;
+};
+
+struct thread_info {
+	__u32 cpu;
 };
 
 struct task_struct {
+	struct thread_info thread_info;
 	int pid;
+	int tgid;
 	struct sched_entity se;
 	int nr_cpus_allowed;
 	unsigned short migration_disabled;
 	cpumask_t cpus_mask;	/* not read: without it the compiler would not describe its type */
 	const cpumask_t *cpus_ptr;
 	struct sched_ext_entity scx;
+};
+
+/* Since 6.15; before, a task that sleeps before its time counts as runnable. */
+struct cfs_rq {
+	unsigned int h_nr_queued;
+	unsigned int h_nr_runnable;
+	struct rq *rq;
+};
+
+struct rq {
+	unsigned int nr_running;
+	struct cfs_rq cfs;
 };
 
 struct scx_init_task_args;

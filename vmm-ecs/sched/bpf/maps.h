@@ -8,15 +8,13 @@
 
 #include "kernel.h"
 #include "shared.h"
+#include "threads.h"
 #include "virtio_ecs.h"
 
 /* Set by the daemon before the programs are loaded. */
 const volatile struct ecs_setup setup;
 
-/* Never read: they carry whole types, not only their names, into the compiled object. */
-const volatile struct virtio_ecs_host_line type_of_host_lines;
-const volatile struct virtio_ecs_guest_line type_of_guest_lines;
-const volatile struct ecs_word type_of_words;
+/* Never read: it carries a whole type, not only its name, into the compiled object. */
 const volatile struct ecs_record type_of_records;
 
 struct ecs_vm_config vm_configs[ECS_MAX_VMS];
@@ -39,31 +37,6 @@ __u32 exit_kind;
 __s64 exit_code;
 char exit_reason[128];
 char exit_message[256];
-
-/* The word in which a guest's kernel counts what keeps a CPU from being preempted. */
-struct ecs_word {
-	__u32 value;
-};
-
-/*
- * What the daemon says of a thread. The others are places in pages of guest memory that the daemon has
- * mapped and the kernel pins: plain memory at any moment, whoever runs. NULL where it cannot pin them.
- */
-struct ecs_thread {
-	__u32 number;		/* the vCPU over all VMs, plus one; 0: none */
-	__u32 reserved;
-	struct virtio_ecs_host_line __uptr *host;
-	struct virtio_ecs_guest_line __uptr *line;
-	struct ecs_word __uptr *word;
-	__u64 base_ns;		/* what the kernel says it ran, less what is booked; 0: not yet known */
-};
-
-struct {
-	__uint(type, BPF_MAP_TYPE_TASK_STORAGE);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__type(key, int);
-	__type(value, struct ecs_thread);
-} threads SEC(".maps");
 
 /* Of a VM's books: other counters are atomic, or hints. */
 struct ecs_lock {

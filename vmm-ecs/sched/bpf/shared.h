@@ -72,6 +72,8 @@ struct ecs_vm_state {
 	__u64 preemptions;
 	__u64 critical[ECS_NR_CAUSES];
 	__u64 stall_ns;
+	__u64 wakeups;
+	__u64 overloaded_ns;	/* vCPUs ran while others waited for their CPU */
 	__u64 rotations;
 	__u64 nr_runnable;
 	__u64 nr_running;
@@ -101,6 +103,9 @@ struct ecs_vcpu {
 	__u8 running;
 	__u8 runnable;
 	__u8 yield;		/* VIRTIO_ECS_YIELD_*: what its guest was last asked for */
+	__u8 overloaded;	/* what its guest was last told */
+	__u8 reserved0[3];
+	__u32 reserved1;
 };
 
 #define ECS_NR_BUCKETS	32

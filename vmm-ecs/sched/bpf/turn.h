@@ -191,6 +191,8 @@ static void book(struct vcpu_ref *ref, __u64 ran_ns, __u64 now_ns)
 	ref->vcpu->turn_ran_ns += ran_ns;
 	ref->vcpu->inner_vtime_ns += ran_ns;
 	ref->vcpu->state.cpu_ns += ran_ns;
+	if (ref->vcpu->overloaded)
+		__sync_fetch_and_add(&vm->overloaded_ns, ran_ns);
 	seq = open_books(ref);
 	ecs_ledger_charge(&vm->vm.ledger, ran_ns);
 	if (quota_ns && period_ns) {

@@ -97,9 +97,10 @@ fn came(state: &mut State, id: VcpuId, time_ns: u64) {
         return;
     };
     vm.running.insert(id.vcpu);
-    let Some(vcpu) = vm.vcpu_mut(id.vcpu) else {
+    let Some(vcpu) = vm.vcpus.get_mut(id.vcpu).and_then(Option::as_mut) else {
         return;
     };
+    vm.wakeups += u64::from(vcpu.status == Status::Blocked);
     vcpu.status = Status::Running;
     vcpu.stale = true;
     vcpu.since_ns = time_ns;
@@ -129,6 +130,9 @@ fn left(state: &mut State, id: VcpuId, switch: &Switch) {
     vcpu.policy.cpu_ns += ran_ns;
     vcpu.turn_ran_ns += ran_ns;
     vm.policy.ledger.charge(ran_ns);
+    if vcpu.told.is_none() && vcpu.overloaded {
+        vm.overloaded_ns += ran_ns;
+    }
     vcpu.since_ns = switch.time_ns;
     if switch.kind == SwitchKind::Blocked {
         vcpu.status = Status::Blocked;

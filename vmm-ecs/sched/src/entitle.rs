@@ -6,7 +6,7 @@ use crate::state::{State, Status};
 use crate::sys::now_ns;
 use crate::threads::ThreadStat;
 
-/// Books received, entitled and waited time.
+/// Books received, entitled and waited time, and what guests say of theirs.
 #[derive(Debug, Default)]
 pub(crate) struct Entitlement {
     last_ns: u64,
@@ -38,6 +38,7 @@ impl Entitlement {
                 };
                 demand_ns += (ran_ns + delay_ns.max(waits_ns)).min(interval_ns);
             }
+            vm.book_polls(interval_ns);
             vm.cpu_ns += cpu_ns;
             received_ns += cpu_ns;
             claims.push(Claim {

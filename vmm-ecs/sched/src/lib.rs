@@ -28,6 +28,7 @@ pub mod scx;
 mod state;
 mod stats;
 pub mod sys;
+mod tell;
 pub mod userspace;
 
 use ecs_stats::Snapshot;

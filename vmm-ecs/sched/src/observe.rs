@@ -21,6 +21,7 @@ use crate::pimutex::PiMutex;
 use crate::roster;
 use crate::state::{State, Vcpu, VcpuId, VmSpec};
 use crate::sys::{CpuSet, gettid, now_ns, thread_cpu_ns};
+use crate::tell::{Looks, Teller};
 use crate::threads::vcpu_threads;
 use crate::{Controller, Host, stats};
 
@@ -57,6 +58,7 @@ pub enum ObserveError {
 #[derive(Debug)]
 pub struct Observer {
     state: Arc<PiMutex<State>>,
+    teller: Option<Arc<Teller>>,
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
     host: Host,
@@ -74,7 +76,10 @@ impl Observer {
             .iter()
             .map(|&cpu| SwitchRing::open(cpu).map_err(|source| ObserveError::Perf { cpu, source }))
             .collect::<Result<Vec<_>, _>>()?;
-        let state = Arc::new(PiMutex::new(State::new(params, online.cpus(), now_ns())));
+        let mut state = State::new(params, online.cpus(), now_ns());
+        state.teller = Teller::start(Looks::Beside);
+        let teller = state.teller.clone();
+        let state = Arc::new(PiMutex::new(state));
         let stop = Arc::new(AtomicBool::new(false));
         let thread = thread::Builder::new()
             .name("ecs-observer".to_owned())
@@ -85,6 +90,7 @@ impl Observer {
             .map_err(ObserveError::Thread)?;
         Ok(Self {
             state,
+            teller,
             stop,
             thread: Some(thread),
             host: Host::read("observe", ""),
@@ -92,9 +98,19 @@ impl Observer {
     }
 }
 
+impl Observer {
+    /// Returns once nobody touches words that the state does not know any more.
+    fn settle(&self) {
+        if let Some(teller) = &self.teller {
+            teller.settle();
+        }
+    }
+}
+
 impl Controller for Observer {
     fn update(&self, vm: VmSpec) {
         let replaced = roster::update(&mut self.state.lock(), vm);
+        self.settle();
         drop(replaced);
     }
 
@@ -107,6 +123,7 @@ impl Controller for Observer {
             .collect();
         let entry = state.vms.get_mut(vm).and_then(Option::take);
         drop(state);
+        self.settle();
         drop((vcpus, entry));
     }
 

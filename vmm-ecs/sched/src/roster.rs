@@ -43,8 +43,10 @@ pub(crate) fn new(state: &State, threads: &[VcpuThread]) -> Vec<VcpuThread> {
 }
 
 /// Enters a vCPU; on a pCPU if it is bound to one.
-pub(crate) fn insert(state: &mut State, id: VcpuId, vcpu: Vcpu) {
+pub(crate) fn insert(state: &mut State, id: VcpuId, mut vcpu: Vcpu) {
     let (tid, pcpu): (Tid, Option<usize>) = (vcpu.tid, vcpu.pcpu);
+    let teller = state.teller.as_ref();
+    vcpu.told = teller.and_then(|teller| teller.name(id, tid));
     let Some(vm) = state.vm_mut(id.vm) else {
         return;
     };
@@ -72,9 +74,13 @@ pub(crate) fn remove(state: &mut State, id: VcpuId) -> Option<Vcpu> {
     }
     let vm = state.vm_mut(id.vm)?;
     vm.running.remove(id.vcpu);
-    let vcpu = vm.vcpus.get_mut(id.vcpu)?.take()?;
+    let mut vcpu = vm.vcpus.get_mut(id.vcpu)?.take()?;
     if vcpu.extended {
         vm.policy.abort_extension();
+    }
+    // Before its words are cleared: the programs write no more.
+    if let Some(told) = vcpu.told.take() {
+        vm.overloaded_ns += told.overloaded_ns();
     }
     if let Some(slots) = &vcpu.slots {
         slots.clear_hints();

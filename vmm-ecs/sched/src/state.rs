@@ -5,10 +5,11 @@ use std::sync::Arc;
 
 use ecs_policy::{CsSnapshot, Ledger, Params, Turn, VcpuSet, VcpuState, Vm, Wait};
 use ecs_shm::{UserRegion, VcpuSlots, VmSlots};
-use ecs_stats::Histogram;
+use ecs_stats::{Histogram, Polls};
 use std::os::fd::OwnedFd;
 
 use crate::sys::{CpuSet, SchedAttr, Tid};
+use crate::tell::{Teller, Told};
 use crate::threads::ThreadStat;
 use crate::userspace::{Request, Role};
 
@@ -56,6 +57,8 @@ pub(crate) struct Vcpu {
     pub(crate) pcpu: Option<usize>,
     pub(crate) policy: VcpuState,
     pub(crate) slots: Option<Arc<VcpuSlots>>,
+    /// Its guest is told by programs in the kernel, not at each look.
+    pub(crate) told: Option<Told>,
     pub(crate) status: Status,
     /// When it last got or left a CPU, ns.
     pub(crate) since_ns: u64,
@@ -81,6 +84,8 @@ pub(crate) struct Vcpu {
     pub(crate) grants: u64,
     /// Last reading of the kernel's counters: CPU and delay, ns.
     pub(crate) kernel_ns: (u64, u64),
+    /// Last reading of what the guest counts: [`VcpuSlots::polls`].
+    pub(crate) polls: [u32; 3],
 }
 
 impl Vcpu {
@@ -99,6 +104,7 @@ impl Vcpu {
             pcpu: None,
             policy: VcpuState::default(),
             slots: None,
+            told: None,
             status: Status::Blocked,
             since_ns: now_ns,
             ordered_off: false,
@@ -114,6 +120,7 @@ impl Vcpu {
             critical_preemptions: 0,
             grants: 0,
             kernel_ns,
+            polls: [0; 3],
         }
     }
 
@@ -128,13 +135,16 @@ impl Vcpu {
     }
 
     pub(crate) fn tell_preempted(&self, preempted: bool) {
+        if self.told.as_ref().is_some_and(Told::knows_preempted) {
+            return;
+        }
         if let Some(slots) = &self.slots {
             slots.set_preempted(preempted);
         }
     }
 
     pub(crate) fn tell_overloaded(&mut self, overloaded: bool) {
-        if self.overloaded != overloaded {
+        if self.told.is_none() && self.overloaded != overloaded {
             self.overloaded = overloaded;
             if let Some(slots) = &self.slots {
                 slots.set_overloaded(overloaded);
@@ -165,6 +175,10 @@ pub(crate) struct VmEntry {
     pub(crate) fair_ns: u64,
     pub(crate) cpu_ns: u64,
     pub(crate) delay_ns: u64,
+    pub(crate) wakeups: u64,
+    /// Time its vCPUs ran on overloaded pCPUs, but for what those say that are told ([`Told`]), ns.
+    pub(crate) overloaded_ns: u64,
+    pub(crate) polls: Polls,
     /// Reads by programs in the kernel that made no sense.
     pub(crate) kernel_faults: u64,
 }
@@ -191,8 +205,42 @@ impl VmEntry {
             fair_ns: 0,
             cpu_ns: 0,
             delay_ns: 0,
+            wakeups: 0,
+            overloaded_ns: 0,
+            polls: Polls::default(),
             kernel_faults: 0,
         }
+    }
+
+    /// Books what the guest says of its polls since the last time, `interval_ns` ago: no vCPU polls
+    /// longer than that, nor more than once a microsecond.
+    pub(crate) fn book_polls(&mut self, interval_ns: u64) {
+        let most = interval_ns / 1000;
+        for vcpu in self.vcpus.iter_mut().flatten() {
+            let Some(slots) = &vcpu.slots else { continue };
+            let now = slots.polls();
+            let before = std::mem::replace(&mut vcpu.polls, now);
+            let [mut paid, mut wasted, mut us] = [0; 3];
+            for (more, (now, before)) in [&mut paid, &mut wasted, &mut us]
+                .into_iter()
+                .zip(now.into_iter().zip(before))
+            {
+                *more = u64::from(now.wrapping_sub(before)).min(most);
+            }
+            self.polls.paid += paid;
+            self.polls.wasted += wasted;
+            self.polls.ns += us * 1000;
+        }
+    }
+
+    /// Time its vCPUs ran on overloaded pCPUs, ns.
+    pub(crate) fn overloaded_ns(&self) -> u64 {
+        let told = self
+            .vcpus
+            .iter()
+            .flatten()
+            .filter_map(|vcpu| vcpu.told.as_ref());
+        self.overloaded_ns + told.map(Told::overloaded_ns).sum::<u64>()
     }
 
     pub(crate) fn vcpu(&self, index: usize) -> Option<&Vcpu> {
@@ -260,6 +308,12 @@ impl VmEntry {
         for (index, vcpu) in self.vcpus.iter_mut().enumerate() {
             if let Some(vcpu) = vcpu {
                 vcpu.slots = slots.get(index).cloned();
+                // What it counted for others is no news.
+                vcpu.polls = vcpu.slots.as_ref().map_or([0; 3], |slots| slots.polls());
+                if let Some(told) = &vcpu.told {
+                    let words = vcpu.slots.as_ref().map(|slots| slots.addresses());
+                    told.show(words.unwrap_or_default());
+                }
                 // Unknown to the new slots: told again at the next change.
                 vcpu.yield_bits = 0;
                 vcpu.overloaded = false;
@@ -384,6 +438,8 @@ pub(crate) struct State {
     /// pCPUs whose agents should look at once.
     pub(crate) kicks: Vec<usize>,
     pub(crate) host: HostCounters,
+    /// What tells guests between looks, where there is something.
+    pub(crate) teller: Option<Arc<Teller>>,
 }
 
 impl State {
@@ -397,6 +453,7 @@ impl State {
             requests: BTreeMap::new(),
             kicks: Vec::new(),
             host: HostCounters::default(),
+            teller: None,
         }
     }
 

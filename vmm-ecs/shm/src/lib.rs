@@ -358,6 +358,18 @@ impl VcpuSlots {
         }
     }
 
+    /// Polls of the guest in place of halts: how many paid and were wasted, and how long they took, us.
+    /// Each wraps. Zero if it cannot be read.
+    #[must_use]
+    pub fn polls(&self) -> [u32; 3] {
+        [
+            at!(VirtioEcsGuestLine.polls_paid),
+            at!(VirtioEcsGuestLine.polls_wasted),
+            at!(VirtioEcsGuestLine.poll_us),
+        ]
+        .map(|field| self.guest.load32(field).unwrap_or(0))
+    }
+
     /// Tells the guest that an extension runs (`true`) or ended.
     pub fn set_granted(&self, granted: bool) {
         self.host

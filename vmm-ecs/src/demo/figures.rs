@@ -126,6 +126,7 @@ impl VmRun {
 
 /// Counters of all VMs over a run.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub(crate) struct RunCounters {
     pub(crate) requests: u64,
     pub(crate) grants: u64,
@@ -138,6 +139,10 @@ pub(crate) struct RunCounters {
     pub(crate) critical_preemptions: u64,
     pub(crate) critical_stall_us: u64,
     pub(crate) stepped_aside: u64,
+    pub(crate) wakeups: u64,
+    pub(crate) polls_paid: u64,
+    pub(crate) polls_wasted: u64,
+    pub(crate) poll_us: u64,
     pub(crate) extension_us: u64,
     pub(crate) rotations: u64,
     pub(crate) doorbells: u64,
@@ -158,6 +163,10 @@ impl RunCounters {
             critical_preemptions: sum(|vm| vm.critical_preemptions.total()),
             critical_stall_us: sum(|vm| vm.critical_stall_ns) / 1000,
             stepped_aside: sum(|vm| vm.stepped_aside),
+            wakeups: sum(|vm| vm.wakeups),
+            polls_paid: sum(|vm| vm.polls.paid),
+            polls_wasted: sum(|vm| vm.polls.wasted),
+            poll_us: sum(|vm| vm.polls.ns) / 1000,
             extension_us: sum(|vm| vm.extension_ns) / 1000,
             rotations: snapshot.host.rotations,
             doorbells: snapshot.host.doorbells,
@@ -177,6 +186,10 @@ impl RunCounters {
             critical_preemptions: self.critical_preemptions - before.critical_preemptions,
             critical_stall_us: self.critical_stall_us - before.critical_stall_us,
             stepped_aside: self.stepped_aside - before.stepped_aside,
+            wakeups: self.wakeups - before.wakeups,
+            polls_paid: self.polls_paid - before.polls_paid,
+            polls_wasted: self.polls_wasted - before.polls_wasted,
+            poll_us: self.poll_us - before.poll_us,
             extension_us: self.extension_us - before.extension_us,
             rotations: self.rotations - before.rotations,
             doorbells: self.doorbells - before.doorbells,

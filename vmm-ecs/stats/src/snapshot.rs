@@ -129,6 +129,15 @@ pub struct VmStats {
     pub critical_stall_ns: u64,
     /// Times a hopeless spinner stepped aside.
     pub stepped_aside: u64,
+    /// Times a vCPU thread that slept got a CPU again.
+    #[serde(default)]
+    pub wakeups: u64,
+    /// Time vCPUs ran while their pCPU had other tasks to run, ns.
+    #[serde(default)]
+    pub overloaded_ns: u64,
+    /// Polls in place of a halt, as the guest counts them.
+    #[serde(default)]
+    pub polls: Polls,
     /// CPU time of the vCPU threads, ns.
     pub cpu_ns: u64,
     /// CPU time the VM was entitled to by weight while runnable, ns.
@@ -139,6 +148,17 @@ pub struct VmStats {
     pub guest_faults: u64,
     /// One entry a vCPU thread.
     pub vcpus: Vec<VcpuStats>,
+}
+
+/// Polls of a guest in place of halts: for work in its idle loop, or for a lock. The guest's word.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Polls {
+    /// Met what they polled for.
+    pub paid: u64,
+    /// Ended in a halt.
+    pub wasted: u64,
+    /// Time spent polling, ns.
+    pub ns: u64,
 }
 
 /// Counters of one vCPU.

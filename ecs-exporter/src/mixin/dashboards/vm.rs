@@ -208,6 +208,39 @@ pub(in crate::mixin) fn vm(t: &Thresholds) -> Dashboard {
             .query("ecs_vm_debt_seconds{@}", "debt")
             .unit("s"),
     )
+    .row("Waking and polling")
+    .panel(
+        Panel::graph("Wake-ups", "Times a vCPU that slept got a CPU again.")
+            .query("rate(ecs_vm_wakeups_total{@}[$__rate_interval])", "wake-ups")
+            .unit("ops"),
+    )
+    .panel(
+        Panel::graph(
+            "Polls in place of halts",
+            "What the guest says of its polls: they met work, or it halted in the end. Guests poll \
+             while their CPU is free.",
+        )
+        .query(
+            "rate(ecs_vm_guest_polls_total{@}[$__rate_interval])",
+            "{{outcome}}",
+        )
+        .unit("ops"),
+    )
+    .panel(
+        Panel::graph(
+            "CPU time polled and overloaded",
+            "CPUs: time the guest says it polled, and time its vCPUs ran while their CPU had others \
+             to run.",
+        )
+        .query(
+            "rate(ecs_vm_guest_poll_seconds_total{@}[$__rate_interval])",
+            "polled",
+        )
+        .query(
+            "rate(ecs_vm_overloaded_seconds_total{@}[$__rate_interval])",
+            "overloaded",
+        ),
+    )
     .row("Guest")
     .panel(
         Panel::graph(

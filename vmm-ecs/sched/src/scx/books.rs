@@ -22,6 +22,8 @@ pub(crate) fn collect(state: &mut State, program: &Program, epochs: &[u32]) {
         vm.preemptions = books.preemptions;
         vm.critical = books.critical;
         vm.stall_ns = books.stall_ns;
+        vm.wakeups = books.wakeups;
+        vm.overloaded_ns = books.overloaded_ns;
         rotations += books.rotations;
         let mut faults = 0;
         for (number, vcpu) in vm.vcpus.iter_mut().enumerate() {

@@ -21,7 +21,7 @@
 mod books;
 mod cgroup;
 mod kernel;
-mod named;
+pub(crate) mod named;
 mod probe;
 mod records;
 mod sizes;
@@ -485,7 +485,7 @@ fn look_after(inner: &PiMutex<Inner>, program: &Program, stop: &AtomicBool) {
 }
 
 /// Returns once no program can be at work any more with what it was told before.
-fn wait_for_programs() {
+pub(crate) fn wait_for_programs() {
     if let Err(error) = membarrier_all() {
         tracing::debug!(%error, "No barrier for all CPUs: waiting instead");
         thread::sleep(BEAT);

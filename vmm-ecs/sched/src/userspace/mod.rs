@@ -49,6 +49,7 @@ use crate::pimutex::PiMutex;
 use crate::state::{State, VmSpec};
 use crate::stats;
 use crate::sys::{CpuSet, now_ns};
+use crate::tell::{Looks, Teller};
 use crate::{Controller, Host};
 use agent::AgentHandle;
 pub(crate) use supervisor::Request;
@@ -148,11 +149,19 @@ pub struct UserspaceConfig {
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) state: PiMutex<State>,
+    pub(crate) teller: Option<Arc<Teller>>,
     /// Makes the agent of a pCPU look.
     pub(crate) wakes: Vec<EventFd>,
 }
 
 impl Shared {
+    /// Returns once nobody touches words that the state does not know any more.
+    pub(crate) fn settle(&self) {
+        if let Some(teller) = &self.teller {
+            teller.settle();
+        }
+    }
+
     /// Makes the agent of a pCPU look now.
     pub(crate) fn wake(&self, pcpu: usize) {
         if let Some(wake) = self.wakes.get(pcpu) {
@@ -228,8 +237,12 @@ impl UserspaceController {
         let wakes = wakes
             .collect::<Result<Vec<_>, _>>()
             .map_err(StartError::Supervisor)?;
+        let mut state = State::new(config.params, config.pcpus.cpus(), now_ns());
+        state.teller = Teller::start(Looks::FromAbove);
+        let teller = state.teller.clone();
         let shared = Arc::new(Shared {
-            state: PiMutex::new(State::new(config.params, config.pcpus.cpus(), now_ns())),
+            state: PiMutex::new(state),
+            teller,
             wakes,
         });
         let agents = (0..)
@@ -279,6 +292,9 @@ impl Controller for UserspaceController {
             replaced
         };
         // What the spec replaces may unmap guest memory: outside the lock.
+        if replaced.is_some() {
+            self.shared.settle();
+        }
         drop(replaced);
     }
 
@@ -290,6 +306,9 @@ impl Controller for UserspaceController {
             state.requests.insert(name.to_owned(), Request::Gone);
             slots
         };
+        if slots.is_some() {
+            self.shared.settle();
+        }
         drop(slots);
     }
 

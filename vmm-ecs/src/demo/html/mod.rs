@@ -264,7 +264,7 @@ fn all_runs(report: &Report) -> String {
 /// A column of the table of all runs, and its figure.
 type Column = (&'static str, fn(&RunReport) -> String);
 
-const COLUMNS: [Column; 23] = [
+const COLUMNS: [Column; 27] = [
     ("ops/s", |run| number(run.ops_per_s())),
     ("preempted/s", |run| number(run.preemptions_per_s())),
     ("critical/s", |run| number(run.critical_preemptions_per_s())),
@@ -288,6 +288,10 @@ const COLUMNS: [Column; 23] = [
     ("aborted", |run| count(run.counters.aborted)),
     ("extension, us", |run| count(run.counters.extension_us)),
     ("stepped aside", |run| count(run.counters.stepped_aside)),
+    ("wake-ups", |run| count(run.counters.wakeups)),
+    ("polls paid", |run| count(run.counters.polls_paid)),
+    ("polls wasted", |run| count(run.counters.polls_wasted)),
+    ("polled, us", |run| count(run.counters.poll_us)),
     ("rotations", |run| count(run.counters.rotations)),
     ("doorbells", |run| count(run.counters.doorbells)),
     ("lost wake-ups", |run| {
