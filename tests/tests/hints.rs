@@ -67,8 +67,8 @@ impl Neighbour {
     }
 }
 
-fn told_within(hint: &AtomicU32, value: bool, limit: Duration) -> Option<Duration> {
-    let start = Instant::now();
+/// Time from `start` until the hint has the value.
+fn told(hint: &AtomicU32, value: bool, start: Instant, limit: Duration) -> Option<Duration> {
     while (hint.load(Ordering::Relaxed) != 0) != value {
         if start.elapsed() > limit {
             return None;
@@ -84,7 +84,7 @@ fn quantiles(mut of: Vec<Duration>) -> (Duration, Duration) {
     (of[of.len() / 2], of[of.len() * 9 / 10])
 }
 
-/// Wakes a neighbour of a vCPU, again and again; returns how long the guest waited for the news, and
+/// Wakes a neighbour of a vCPU, again and again; returns how long after that its guest had the news, and
 /// the part of the neighbour's runs in which the vCPU was told as preempted; or why the kernel does
 /// not tell.
 fn changes(rig: &Rig, controller: &str) -> Result<(Vec<Duration>, f64), String> {
@@ -107,16 +107,14 @@ fn changes(rig: &Rig, controller: &str) -> Result<(Vec<Duration>, f64), String> 
         for turn in 0..CHANGES {
             // Not in step with what looks at regular intervals.
             thread::sleep(Duration::from_micros(2_000 + 997 * (turn as u64 % 7)));
-            if told_within(&host.overloaded, false, PATIENCE).is_none() {
+            if told(&host.overloaded, false, Instant::now(), PATIENCE).is_none() {
                 break;
             }
             let runs = neighbour.runs.load(Ordering::Relaxed);
+            let woken = Instant::now();
             neighbour.bell.write(1).unwrap();
-            waits.extend(told_within(
-                &host.overloaded,
-                true,
-                Duration::from_millis(100),
-            ));
+            let limit = Duration::from_millis(100);
+            waits.extend(told(&host.overloaded, true, woken, limit));
             until("the neighbour to run", PATIENCE, || {
                 (neighbour.runs.load(Ordering::Relaxed) != runs).then_some(())
             })

@@ -54,6 +54,7 @@ struct task_struct {
 	struct thread_info thread_info;
 	int pid;
 	int tgid;
+	unsigned int policy;
 	struct sched_entity se;
 	int nr_cpus_allowed;
 	unsigned short migration_disabled;
@@ -62,10 +63,11 @@ struct task_struct {
 	struct sched_ext_entity scx;
 };
 
-/* Since 6.15; before, a task that sleeps before its time counts as runnable. */
+/* Names since 6.14; before, a task that sleeps before its time counts as runnable. */
 struct cfs_rq {
 	unsigned int h_nr_queued;
 	unsigned int h_nr_runnable;
+	unsigned int h_nr_idle;
 	struct rq *rq;
 };
 

@@ -9,6 +9,8 @@
 #include "shared.h"
 #include "threads.h"
 
+#define SCHED_IDLE	5
+
 char _license[] SEC("license") = "GPL";
 
 /*
@@ -25,6 +27,8 @@ struct tell_cpu {
 	__u32 vcpu;		/* its number, plus one; 0: no vCPU */
 	__s32 tid;		/* its thread */
 	__u64 since_ns;		/* overloaded since then; 0: it is not */
+	bool idle_class;	/* it is of that class itself */
+	bool crowded;		/* written by the daemon: it makes other vCPUs wait here */
 };
 
 struct tell_cpu cpus[ECS_MAX_CPUS];
@@ -49,15 +53,20 @@ static struct rq *rq_of(struct task_struct *p)
 	return p->se.cfs_rq->rq;
 }
 
-/* Whether somebody waits for the CPU beside the task that runs. */
-static bool is_overloaded(struct rq *rq)
+/*
+ * Whether somebody waits for the CPU beside the task that runs. Idle-class tasks take only what nobody
+ * wants: they do not count, unless they are vCPUs that the daemon makes wait in that class.
+ */
+static bool is_overloaded(const struct tell_cpu *cpu, struct rq *rq)
 {
-	__u32 nr = rq->nr_running;
+	__u32 nr = rq->nr_running, idle = 0;
 
+	if (bpf_core_field_exists(rq->cfs.h_nr_idle) && !cpu->idle_class)
+		idle = rq->cfs.h_nr_idle;
 	/* Tasks that want to sleep, and stay on the queue until they have paid back what they had. */
 	if (bpf_core_field_exists(rq->cfs.h_nr_runnable))
 		nr -= rq->cfs.h_nr_queued - rq->cfs.h_nr_runnable;
-	return nr > 1;
+	return nr > idle + 1 || cpu->crowded;
 }
 
 static void tell_overloaded(struct ecs_thread *thread, bool overloaded)
@@ -102,7 +111,8 @@ int BPF_PROG(ecs_tell_switch, bool preempt, struct task_struct *prev, struct tas
 	cpu->tid = next->pid;
 	if (thread->host)
 		thread->host->preempted = 0;
-	overloaded = is_overloaded(rq_of(next));
+	cpu->idle_class = next->policy == SCHED_IDLE;
+	overloaded = is_overloaded(cpu, rq_of(next));
 	tell_overloaded(thread, overloaded);
 	if (overloaded)
 		cpu->since_ns = bpf_ktime_get_ns();
@@ -116,7 +126,7 @@ static int woken(struct task_struct *p)
 
 	if (!cpu || !cpu->vcpu || cpu->since_ns || (looker && p->tgid == looker))
 		return 0;
-	if (!is_overloaded(rq_of(p)))
+	if (!is_overloaded(cpu, rq_of(p)) && !(looker && thread_of(p)))
 		return 0;
 	curr = bpf_task_from_pid(cpu->tid);
 	if (!curr)

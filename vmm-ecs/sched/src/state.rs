@@ -372,6 +372,8 @@ pub(crate) struct Pcpu {
     pub(crate) host_busy: bool,
     /// vCPUs of other pCPUs parked here.
     pub(crate) lodgers: u32,
+    /// The controller makes vCPUs wait here beside the one that runs, as the teller knows it.
+    pub(crate) crowded: bool,
     /// When the fair window that runs opened; `None` outside of one.
     pub(crate) window_since_ns: Option<u64>,
     pub(crate) window_closed_ns: u64,
@@ -400,6 +402,7 @@ impl Pcpu {
             host_since_ns: 0,
             host_busy: false,
             lodgers: 0,
+            crowded: false,
             window_since_ns: None,
             window_closed_ns: now_ns,
             agent_cpu_ns: 0,
@@ -492,6 +495,17 @@ impl State {
         };
         if let Some(vm) = self.vm_mut(vm) {
             vm.policy.ledger.wake(vclock_ns, slack_ns);
+        }
+    }
+
+    /// Whether vCPUs are made to wait on a pCPU beside the one that runs.
+    pub(crate) fn tell_crowded(&mut self, pcpu: usize, crowded: bool) {
+        let Some(pcpu) = self.pcpus.get_mut(pcpu) else {
+            return;
+        };
+        if let Some(teller) = self.teller.as_ref().filter(|_| pcpu.crowded != crowded) {
+            pcpu.crowded = crowded;
+            teller.crowd(pcpu.cpu, crowded);
         }
     }
 

@@ -55,6 +55,68 @@ fn of_ecs(report: &Report, figure: fn(&RunReport) -> Option<f64>) -> Option<f64>
     find(&report.arms, Arm::Ecs)?.median_if_any(figure)
 }
 
+/// Operations of one arm against those of another.
+fn against(report: &Report, arm: Arm, base: Arm) -> Option<f64> {
+    let ops_per_s = |arm| find(&report.arms, arm).map(|found| found.ops_per_s);
+    let base = ops_per_s(base).filter(|&ops_per_s| ops_per_s > 0.0)?;
+    Some(ops_per_s(arm)? / base)
+}
+
+/// How many times longer a lock takes to a waiter that halts than to one that is told, in the median.
+fn handoff_gain(report: &Report) -> Option<f64> {
+    let median_us = |arm| {
+        let found = find(&report.arms, arm)?;
+        found.median_if_any(|run| run.handoff_us().map(|(median, _)| median))
+    };
+    Some(median_us(Arm::Stock)? / median_us(Arm::Hints).filter(|&us| us > 0.0)?)
+}
+
+/// A mutex whose waiters halt, poll, or do what they are told.
+fn mutexes(base: &Scenario, kind: &str, names: [&'static str; 2]) -> [Case; 2] {
+    use Direction::AtLeast;
+    let [alone, two] = names;
+    let scenario = |vms| Scenario {
+        vms,
+        workload: "blocking".to_owned(),
+        kind: kind.to_owned(),
+        ..base.clone()
+    };
+    [
+        Case {
+            name: alone,
+            scenario: scenario(1),
+            arms: &[Arm::Stock, Arm::Hints, Arm::Ecs],
+            alone: false,
+            checks: &[
+                ("told_against_halting", AtLeast, 1.6, |r| {
+                    against(r, Arm::Hints, Arm::Stock)
+                }),
+                ("ecs_against_halting", AtLeast, 1.6, |r| {
+                    against(r, Arm::Ecs, Arm::Stock)
+                }),
+                ("handoff_gain", AtLeast, 3.0, handoff_gain),
+            ],
+        },
+        Case {
+            name: two,
+            scenario: scenario(2),
+            arms: &[Arm::Stock, Arm::Poll, Arm::Hints, Arm::Halt, Arm::Ecs],
+            alone: false,
+            checks: &[
+                ("told_against_halting", AtLeast, 0.98, |r| {
+                    against(r, Arm::Hints, Arm::Stock)
+                }),
+                ("told_against_polling", AtLeast, 1.3, |r| {
+                    against(r, Arm::Hints, Arm::Poll)
+                }),
+                ("ecs_against_ecs_halting", AtLeast, 0.98, |r| {
+                    against(r, Arm::Ecs, Arm::Halt)
+                }),
+            ],
+        },
+    ]
+}
+
 /// Excess of the first VM over its entitlement, percent.
 fn first_vm_gain(run: &RunReport) -> Option<f64> {
     run.vms.first().and_then(VmRun::off_percent)
@@ -62,6 +124,16 @@ fn first_vm_gain(run: &RunReport) -> Option<f64> {
 
 fn cases(base: &Scenario) -> Vec<Case> {
     use Direction::{AtLeast, AtMost};
+    let [alone, two] = mutexes(
+        base,
+        &base.kind,
+        ["mutex, 1 VM x 2 vCPUs", "mutex, 2 VMs x 2 vCPUs"],
+    );
+    let [threads, two_of_threads] = mutexes(
+        base,
+        "thread",
+        ["mutex, 1 VM x 2 threads", "mutex, 2 VMs x 2 threads"],
+    );
     let long = Scenario {
         seconds: 10.0,
         ..base.clone()
@@ -163,6 +235,10 @@ fn cases(base: &Scenario) -> Vec<Case> {
                 of_ecs(r, |run| Some(run.controller_cpu_percent))
             })],
         },
+        alone,
+        two,
+        threads,
+        two_of_threads,
     ]
 }
 

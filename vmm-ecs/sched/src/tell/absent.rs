@@ -26,6 +26,10 @@ impl Programs {
         match *self {}
     }
 
+    pub(super) fn crowd(&self, _: u32, _: bool) {
+        match *self {}
+    }
+
     pub(super) fn settle(&self) {
         match *self {}
     }

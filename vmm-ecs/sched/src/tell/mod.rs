@@ -83,6 +83,12 @@ impl Teller {
         Some(told)
     }
 
+    /// Says whether this process makes vCPUs wait on a CPU beside the one that runs: the programs
+    /// cannot tell those from whom nobody needs to make way for.
+    pub(crate) fn crowd(&self, cpu: u32, crowded: bool) {
+        self.programs.crowd(cpu, crowded);
+    }
+
     /// Returns once no program can be at work any more with what it was told before.
     pub(crate) fn settle(&self) {
         self.programs.settle();

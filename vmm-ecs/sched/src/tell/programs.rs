@@ -2,7 +2,7 @@
 
 use std::mem::MaybeUninit;
 use std::os::fd::AsRawFd;
-use std::ptr::{NonNull, addr_of};
+use std::ptr::{NonNull, addr_of, addr_of_mut};
 
 use ecs_shm::SlotAddresses;
 use libbpf_rs::skel::{OpenSkel, Skel, SkelBuilder};
@@ -33,7 +33,7 @@ pub(super) struct Programs {
 }
 
 // SAFETY: the skeleton is Send and Sync by its own word; the memory behind `bss` is shared with the
-// kernel, mapped as long as the skeleton lives, and only read, by volatile reads of plain integers.
+// kernel, mapped as long as the skeleton lives, and accessed by volatile reads and writes of plain numbers.
 unsafe impl Send for Programs {}
 // SAFETY: as above.
 unsafe impl Sync for Programs {}
@@ -100,6 +100,21 @@ impl Programs {
         let read =
             || unsafe { addr_of!((*self.bss.as_ptr()).overloaded_ns[index]).read_volatile() };
         (index < PLACES).then(read)
+    }
+
+    /// Says whether the daemon makes vCPUs wait on a CPU.
+    #[allow(clippy::indexing_slicing, reason = "compared with the array's length")]
+    pub(super) fn crowd(&self, cpu: u32, crowded: bool) {
+        const fn len<const N: usize>(_: fn(&types::bss) -> &[types::tell_cpu; N]) -> usize {
+            N
+        }
+        const PLACES: usize = len(|bss| &bss.cpus);
+        let cpu = cpu as usize;
+        if cpu < PLACES {
+            let crowded = std::mem::MaybeUninit::new(crowded);
+            // SAFETY: see `Programs`; the index is in range, and nobody else writes this byte.
+            unsafe { addr_of_mut!((*self.bss.as_ptr()).cpus[cpu].crowded).write_volatile(crowded) };
+        }
     }
 
     pub(super) fn settle(&self) {

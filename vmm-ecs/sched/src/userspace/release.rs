@@ -72,6 +72,10 @@ pub(super) fn release(state: &mut State, look: &Look<'_>) {
     pcpu.current = None;
     pcpu.turn = None;
     pcpu.window_since_ns = None;
+    state.tell_crowded(look.pcpu, false);
+    let Some(pcpu) = state.pcpus.get(look.pcpu) else {
+        return;
+    };
     for id in pcpu.members.clone() {
         unpark(state, id);
         let Some(vcpu) = state.vcpu_mut(id) else {

@@ -447,6 +447,7 @@ fn rotate(state: &mut State, look: &Look<'_>, from: Option<VcpuId>, chosen: Opti
         leave(state, look, from);
     }
     let Some(chosen) = chosen else {
+        state.tell_crowded(look.pcpu, false);
         window::close(state, look);
         return IDLE_NS;
     };
@@ -532,6 +533,7 @@ fn tell_queues(state: &mut State, pcpu: usize, id: VcpuId, extended: bool) -> Op
         };
         pcpu.members.iter().filter(waits).count()
     });
+    state.tell_crowded(pcpu, waiting > 1);
     if let Some(vcpu) = state.vcpu_mut(id) {
         vcpu.tell_overloaded(waiting > 1);
     }
