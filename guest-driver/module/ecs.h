@@ -10,6 +10,7 @@
  *   tasks.c     preemptable sections, which belong to tasks
  *   sections.c  mutex and rwsem acquisitions by fprobe (sections=all)
  *   user.c      /dev/virtio_ecs
+ *   beat.c      whether the host still writes to a line
  *   api.c       the six calls for other modules
  *   stats.c     debugfs
  */
@@ -70,9 +71,18 @@ struct ecs_wait {
 	u32 width;
 };
 
+/* The last look at the host's heartbeat, of this CPU or another one (beat.c). */
+struct ecs_beat {
+	atomic_t busy;		/* somebody looks at this moment */
+	u32 last;
+	u64 looked;		/* ns */
+	u64 alive_until;	/* ns; read by everybody */
+};
+
 struct ecs_cpu {
 	struct virtio_ecs_guest_line *guest;
 	struct virtio_ecs_host_line *host;
+	struct ecs_beat beat;
 
 	/* Written by this CPU only, with interrupts off or by nesting rules. */
 	struct ecs_wait waits[ECS_MAX_WAITS];
@@ -136,7 +146,6 @@ struct ecs_device {
 extern struct ecs_device *ecs_dev;	/* the device in use; under ecs_dev_lock */
 extern struct mutex ecs_dev_lock;
 extern struct workqueue_struct *ecs_wq;
-extern bool ecs_host_alive;		/* a heartbeat changed within the last second or two */
 
 /* core.c */
 int ecs_negotiate(struct ecs_device *ecs);
@@ -165,6 +174,9 @@ u64 ecs_phys(const void *addr);
 int ecs_hooks_start(void);
 void ecs_hooks_stop(void);
 void ecs_np_publish(struct ecs_cpu *pc);
+
+/* beat.c */
+u64 ecs_beat_left(struct ecs_cpu *pc);
 
 /* waits.c */
 void ecs_wait_begin(void *lock, unsigned int flags);
