@@ -226,6 +226,7 @@ static int ecs_probe(struct virtio_device *vdev)
 	if (err)
 		goto stop;
 	ecs_say_what_counts();
+	ecs_idle_start(ecs);
 	queue_delayed_work(ecs_wq, &ecs->watch, msecs_to_jiffies(ECS_WATCH_MS));
 	mutex_unlock(&ecs_dev_lock);
 	return 0;
@@ -251,6 +252,7 @@ static void ecs_remove(struct virtio_device *vdev)
 	struct ecs_device *ecs = vdev->priv;
 
 	mutex_lock(&ecs_dev_lock);
+	ecs_idle_stop();
 	ecs_slots_stop(ecs);
 	ecs_hooks_stop();
 	ecs_device_down(ecs);
@@ -319,6 +321,9 @@ static int __init ecs_init(void)
 		return -EINVAL;
 	}
 	ecs_sections = err;
+	err = ecs_idle_init();
+	if (err)
+		return err;
 	if (virtio_id)
 		ecs_ids[1] = (struct virtio_device_id){ virtio_id, VIRTIO_DEV_ANY_ID };
 

@@ -11,6 +11,7 @@
  *   sections.c  mutex and rwsem acquisitions by fprobe (sections=all)
  *   user.c      /dev/virtio_ecs
  *   beat.c      whether the host still writes to a line
+ *   idle.c      polls before it halts, while the pCPU is free
  *   api.c       the six calls for other modules
  *   stats.c     debugfs
  */
@@ -79,6 +80,14 @@ struct ecs_beat {
 	u64 alive_until;	/* ns; read by everybody */
 };
 
+/* How this CPU polls when it is idle (idle.c). */
+struct ecs_poll {
+	u64 since;		/* begin of the last poll, ns */
+	u32 limit;		/* longest poll, ns: adapts itself */
+	u32 rest;		/* ns polled that are not in poll_us yet */
+	bool in_vain;		/* it has polled since it became idle: halt now */
+};
+
 struct ecs_cpu {
 	struct virtio_ecs_guest_line *guest;
 	struct virtio_ecs_host_line *host;
@@ -89,6 +98,7 @@ struct ecs_cpu {
 	unsigned int nr_waits;
 	unsigned int irq_depth;
 	unsigned int np_api;
+	struct ecs_poll poll;
 
 	/*
 	 * The running task, compared and never followed, and its entry in the
@@ -177,6 +187,11 @@ void ecs_np_publish(struct ecs_cpu *pc);
 
 /* beat.c */
 u64 ecs_beat_left(struct ecs_cpu *pc);
+
+/* idle.c */
+int ecs_idle_init(void);
+void ecs_idle_start(struct ecs_device *ecs);
+void ecs_idle_stop(void);
 
 /* waits.c */
 void ecs_wait_begin(void *lock, unsigned int flags);
