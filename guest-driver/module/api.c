@@ -50,22 +50,33 @@ void deactivate_preemptable_ecs(void)
 }
 EXPORT_SYMBOL_GPL(deactivate_preemptable_ecs);
 
-/* Words of a host whose heart does not beat mean nothing. */
-static bool ecs_hint(const __le32 *word)
+/*
+ * Words of a host whose heart does not beat mean nothing. It is looked at also
+ * where the word is zero: who looks rarely is told nothing.
+ */
+static bool ecs_hint(struct ecs_cpu *pc, const __le32 *word)
 {
-	return READ_ONCE(ecs_host_alive) && READ_ONCE(*word);
+	return ecs_beat_left(pc) && READ_ONCE(*word);
 }
 
 bool is_vcpu_preempted(unsigned int cpu)
 {
-	return cpu < nr_cpu_ids && cpu_possible(cpu) &&
-	       ecs_hint(&per_cpu_ptr(&ecs_cpus, cpu)->host->preempted);
+	struct ecs_cpu *pc;
+
+	if (cpu >= nr_cpu_ids || !cpu_possible(cpu))
+		return false;
+	pc = per_cpu_ptr(&ecs_cpus, cpu);
+	return ecs_hint(pc, &pc->host->preempted);
 }
 EXPORT_SYMBOL_GPL(is_vcpu_preempted);
 
 bool is_pcpu_overloaded(unsigned int cpu)
 {
-	return cpu < nr_cpu_ids && cpu_possible(cpu) &&
-	       ecs_hint(&per_cpu_ptr(&ecs_cpus, cpu)->host->overloaded);
+	struct ecs_cpu *pc;
+
+	if (cpu >= nr_cpu_ids || !cpu_possible(cpu))
+		return false;
+	pc = per_cpu_ptr(&ecs_cpus, cpu);
+	return ecs_hint(pc, &pc->host->overloaded);
 }
 EXPORT_SYMBOL_GPL(is_pcpu_overloaded);

@@ -5,6 +5,7 @@
 #ifndef _VIRTIO_ECS_COMPAT_H
 #define _VIRTIO_ECS_COMPAT_H
 
+#include <linux/cpu.h>
 #include <linux/ftrace.h>
 #include <linux/percpu.h>
 #include <linux/preempt.h>
@@ -44,6 +45,29 @@
 
 /* Where there is no word, np_count shows interrupts. */
 #define ECS_WORD_SHOWS_IRQS	IS_ENABLED(CONFIG_X86_64)
+
+#ifdef CONFIG_X86_64
+/*
+ * Halts until an interrupt comes, as the kernel does where no cpuidle driver is
+ * there. Called and left with interrupts off, which 6.1 does not ask for.
+ */
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 12, 0)
+#define ecs_can_halt()	true
+static __always_inline void ecs_halt(void)
+{
+	arch_cpu_idle();
+}
+#else
+/* arch_cpu_idle() is not exported to modules: HLT is all there is. */
+#define ecs_can_halt()	(!boot_cpu_has(X86_FEATURE_TDX_GUEST) && \
+			 !boot_cpu_has_bug(X86_BUG_AMD_E400))
+static __always_inline void ecs_halt(void)
+{
+	raw_safe_halt();
+	raw_local_irq_disable();
+}
+#endif
+#endif
 
 /* 6.11 replaced two arrays by one of virtqueue_info. */
 static inline int ecs_find_vqs(struct virtio_device *vdev, unsigned int nvqs,

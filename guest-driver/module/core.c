@@ -39,7 +39,6 @@ MODULE_PARM_DESC(sections, "Mutexes and rwsems shown: off, contended (those some
 struct ecs_device *ecs_dev;
 DEFINE_MUTEX(ecs_dev_lock);
 struct workqueue_struct *ecs_wq;
-bool ecs_host_alive;
 
 static struct virtio_device_id ecs_ids[] = {
 	{ VIRTIO_ECS_DEFAULT_ID, VIRTIO_DEV_ANY_ID },
@@ -101,7 +100,6 @@ static void ecs_watch(struct work_struct *work)
 	bool lost = silent && ecs_slots_lost(ecs);
 	u32 status = VIRTIO_ECS_NEG_OK;
 
-	WRITE_ONCE(ecs_host_alive, !silent);
 	if (xchg(&ecs->restart, false)) {
 		lost = true;
 		virtio_cread_le(ecs->vdev, struct virtio_ecs_config, status, &status);
@@ -228,6 +226,7 @@ static int ecs_probe(struct virtio_device *vdev)
 	if (err)
 		goto stop;
 	ecs_say_what_counts();
+	ecs_idle_start(ecs);
 	queue_delayed_work(ecs_wq, &ecs->watch, msecs_to_jiffies(ECS_WATCH_MS));
 	mutex_unlock(&ecs_dev_lock);
 	return 0;
@@ -253,10 +252,10 @@ static void ecs_remove(struct virtio_device *vdev)
 	struct ecs_device *ecs = vdev->priv;
 
 	mutex_lock(&ecs_dev_lock);
+	ecs_idle_stop();
 	ecs_slots_stop(ecs);
 	ecs_hooks_stop();
 	ecs_device_down(ecs);
-	WRITE_ONCE(ecs_host_alive, false);
 	cancel_delayed_work_sync(&ecs->watch);
 	ecs_dev = NULL;
 	ecs_device_free(ecs);
@@ -322,6 +321,9 @@ static int __init ecs_init(void)
 		return -EINVAL;
 	}
 	ecs_sections = err;
+	err = ecs_idle_init();
+	if (err)
+		return err;
 	if (virtio_id)
 		ecs_ids[1] = (struct virtio_device_id){ virtio_id, VIRTIO_DEV_ANY_ID };
 

@@ -10,6 +10,8 @@
  *   tasks.c     preemptable sections, which belong to tasks
  *   sections.c  mutex and rwsem acquisitions by fprobe (sections=all)
  *   user.c      /dev/virtio_ecs
+ *   beat.c      whether the host still writes to a line
+ *   idle.c      polls before it halts, while the pCPU is free
  *   api.c       the six calls for other modules
  *   stats.c     debugfs
  */
@@ -70,15 +72,33 @@ struct ecs_wait {
 	u32 width;
 };
 
+/* The last look at the host's heartbeat, of this CPU or another one (beat.c). */
+struct ecs_beat {
+	atomic_t busy;		/* somebody looks at this moment */
+	u32 last;
+	u64 looked;		/* ns */
+	u64 alive_until;	/* ns; read by everybody */
+};
+
+/* How this CPU polls when it is idle (idle.c). */
+struct ecs_poll {
+	u64 since;		/* begin of the last poll, ns */
+	u32 limit;		/* longest poll, ns: adapts itself */
+	u32 rest;		/* ns polled that are not in poll_us yet */
+	bool in_vain;		/* it has polled since it became idle: halt now */
+};
+
 struct ecs_cpu {
 	struct virtio_ecs_guest_line *guest;
 	struct virtio_ecs_host_line *host;
+	struct ecs_beat beat;
 
 	/* Written by this CPU only, with interrupts off or by nesting rules. */
 	struct ecs_wait waits[ECS_MAX_WAITS];
 	unsigned int nr_waits;
 	unsigned int irq_depth;
 	unsigned int np_api;
+	struct ecs_poll poll;
 
 	/*
 	 * The running task, compared and never followed, and its entry in the
@@ -136,7 +156,6 @@ struct ecs_device {
 extern struct ecs_device *ecs_dev;	/* the device in use; under ecs_dev_lock */
 extern struct mutex ecs_dev_lock;
 extern struct workqueue_struct *ecs_wq;
-extern bool ecs_host_alive;		/* a heartbeat changed within the last second or two */
 
 /* core.c */
 int ecs_negotiate(struct ecs_device *ecs);
@@ -165,6 +184,14 @@ u64 ecs_phys(const void *addr);
 int ecs_hooks_start(void);
 void ecs_hooks_stop(void);
 void ecs_np_publish(struct ecs_cpu *pc);
+
+/* beat.c */
+u64 ecs_beat_left(struct ecs_cpu *pc);
+
+/* idle.c */
+int ecs_idle_init(void);
+void ecs_idle_start(struct ecs_device *ecs);
+void ecs_idle_stop(void);
 
 /* waits.c */
 void ecs_wait_begin(void *lock, unsigned int flags);

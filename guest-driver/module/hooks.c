@@ -52,6 +52,7 @@ static void ecs_on_switch(void *data, bool preempt, struct task_struct *prev,
 		ecs_np_publish(pc);
 	}
 	ecs_task_switch(pc, next);
+	pc->poll.in_vain = false;
 	ecs_set_idle(pc, is_idle_task(next));
 }
 

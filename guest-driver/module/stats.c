@@ -59,6 +59,9 @@ static void ecs_show_cpu(struct seq_file *m, unsigned int cpu)
 	seq_printf(m, " np=%u p=%u waiting=%u idle=%u",
 		   le32_to_cpu(guest->np_count), le32_to_cpu(guest->p_count),
 		   le32_to_cpu(guest->waiting), le32_to_cpu(guest->idle));
+	seq_printf(m, " poll_us=%u paid=%u wasted=%u limit_ns=%u",
+		   le32_to_cpu(guest->poll_us), le32_to_cpu(guest->polls_paid),
+		   le32_to_cpu(guest->polls_wasted), pc->poll.limit);
 	seq_printf(m, " preempted=%u overloaded=%u heartbeat=%u grants=%llu faults=%llu waits=%llu\n",
 		   le32_to_cpu(host->preempted), le32_to_cpu(host->overloaded),
 		   le32_to_cpu(host->heartbeat), grants, faults,

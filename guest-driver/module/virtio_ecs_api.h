@@ -30,6 +30,10 @@ void deactivate_preemptable_ecs(void);
  * Hints of the host: whether the vCPU of @cpu is off its CPU although it had
  * work, and whether its CPU has more than one runnable task. False if unknown.
  * Where the kernel has vcpu_is_preempted(), prefer that.
+ *
+ * A host that is gone is believed for 100 ms at most. For that its heart must be
+ * seen to beat: the first call for a CPU that nobody has asked about for 100 ms
+ * answers false, and so do those until its next beat, within 50 ms.
  */
 bool is_vcpu_preempted(unsigned int cpu);
 bool is_pcpu_overloaded(unsigned int cpu);

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use ecs_tests::linux::cycles::{loads, registrations};
 use ecs_tests::linux::{Guest, Kernel, Machine, Parts, Tally, Truth, Watch};
+use ecs_tests::process::until;
 use ecs_tests::{parts, root, skip, slow};
 
 /// Time for what the driver does by itself, once a second, on a very slow machine.
@@ -139,6 +140,49 @@ fn no_workload_makes_it_complain() {
             assert!(!console.contains("not shown"), "{console}");
             println!("sections={sections}: {} workloads", works.len());
         }
+    });
+}
+
+/// Polls that have met work, all CPUs.
+fn paid(watch: &Watch) -> u32 {
+    let polls = watch.registered().into_iter();
+    polls
+        .filter_map(|cpu| Some(watch.polls(cpu)?.paid))
+        .fold(0, u32::wrapping_add)
+}
+
+#[test]
+fn idle_polls_make_it_complain_of_nothing() {
+    const NAME: &str = "idle_polls_make_it_complain_of_nothing";
+    const LOADS: u32 = 5;
+    let parts = parts!(NAME);
+    slow!(NAME);
+    let kernel = debug_kernel!(NAME, parts);
+    looked_on(&parts, &kernel, 2, |watch, guest| {
+        let heart = watch.beat();
+        guest.sh("insmod /ecs_test.ko").unwrap();
+        for _ in 0..LOADS {
+            let work = "pingpong cpu=0,1 ms=60000 hold_us=0 gap_us=0";
+            let dir = Truth::DIR;
+            guest
+                .sh(&format!("echo 1 >{dir}/stop; echo {work} >{dir}/run"))
+                .unwrap();
+            guest
+                .load_driver("idle_poll_us=10000 ctrl_timeout_ms=10000")
+                .unwrap();
+            watch.wait_for(&[0, 1], PATIENCE).unwrap();
+            until("polls", PATIENCE, || (paid(watch) > 50).then_some(())).unwrap();
+            let cpu1 = "/sys/devices/system/cpu/cpu1/online";
+            guest
+                .sh(&format!(
+                    "echo 1 >{dir}/stop; echo 0 >{cpu1}; echo 1 >{cpu1}"
+                ))
+                .unwrap();
+            guest.sh("rmmod virtio_ecs").unwrap();
+        }
+        drop(heart);
+        guest.sh("rmmod ecs_test").unwrap();
+        println!("{LOADS} loads under polls");
     });
 }
 

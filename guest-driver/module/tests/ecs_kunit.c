@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * KUnit: the table of tasks, on a CPU of its own making. Runs where the kernel
- * has CONFIG_KUNIT, without a device.
+ * KUnit: the table of tasks, on a CPU of its own making, and how long a host is
+ * believed. Runs where the kernel has CONFIG_KUNIT, without a device.
  */
 #include <kunit/test.h>
 
+#include "../beat.c"
 #include "../tasks.c"
 
 DEFINE_PER_CPU(struct ecs_cpu, ecs_cpus);
@@ -106,12 +107,49 @@ static void the_sections_of_a_task_end_with_it(struct kunit *test)
 	KUNIT_EXPECT_EQ(test, ecs_tasks_used(), 0);
 }
 
+static bool alive(const struct ecs_beat *b, u64 now_ms)
+{
+	return b->alive_until > now_ms * NSEC_PER_MSEC;
+}
+
+/* Looks at the clock and beats of a host that beats until 1080 ms. */
+static void a_silent_host_is_believed_for_a_tenth_of_a_second(struct kunit *test)
+{
+	struct ecs_beat b = {};
+
+	ecs_beat_found(&b, 7, 1000 * NSEC_PER_MSEC);
+	KUNIT_EXPECT_FALSE(test, alive(&b, 1000));
+	ecs_beat_found(&b, 7, 1010 * NSEC_PER_MSEC);
+	KUNIT_EXPECT_FALSE(test, alive(&b, 1010));
+	ecs_beat_found(&b, 8, 1060 * NSEC_PER_MSEC);
+	KUNIT_EXPECT_TRUE(test, alive(&b, 1109));
+	KUNIT_EXPECT_FALSE(test, alive(&b, 1110));
+	ecs_beat_found(&b, 9, 1090 * NSEC_PER_MSEC);
+	ecs_beat_found(&b, 9, 1150 * NSEC_PER_MSEC);
+	KUNIT_EXPECT_TRUE(test, alive(&b, 1159));
+	KUNIT_EXPECT_FALSE(test, alive(&b, 1160));
+}
+
+static void a_beat_that_may_be_old_proves_nothing(struct kunit *test)
+{
+	struct ecs_beat b = {};
+
+	ecs_beat_found(&b, 7, 1000 * NSEC_PER_MSEC);
+	ecs_beat_found(&b, 8, 1100 * NSEC_PER_MSEC);
+	KUNIT_EXPECT_FALSE(test, alive(&b, 1100));
+	/* The guest has cleared the line. */
+	ecs_beat_found(&b, 0, 1110 * NSEC_PER_MSEC);
+	KUNIT_EXPECT_FALSE(test, alive(&b, 1110));
+}
+
 static struct kunit_case ecs_cases[] = {
 	KUNIT_CASE(an_inner_unlock_keeps_the_outer_section),
 	KUNIT_CASE(a_release_that_was_never_taken_changes_nothing),
 	KUNIT_CASE(more_locks_than_an_entry_holds_do_not_unbalance_it),
 	KUNIT_CASE(a_thread_has_one_user_section_at_most),
 	KUNIT_CASE(the_sections_of_a_task_end_with_it),
+	KUNIT_CASE(a_silent_host_is_believed_for_a_tenth_of_a_second),
+	KUNIT_CASE(a_beat_that_may_be_old_proves_nothing),
 	{}
 };
 

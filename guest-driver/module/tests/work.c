@@ -168,6 +168,26 @@ static void step_idle(void)
 	tell(0, NULL);
 }
 
+/*
+ * Two CPUs that wait for each other, as fast as they can: one runs, the other is
+ * idle. A turn that was missed, at the end of a run, costs a tenth of a second.
+ */
+static void step_pingpong(void)
+{
+	static DECLARE_COMPLETION(ping);
+	static DECLARE_COMPLETION(pong);
+	bool first = smp_processor_id() == cpumask_first(&run_cpus);
+
+	if (first) {
+		/* One turn is on its way at a time, whatever an earlier run has left. */
+		reinit_completion(&ping);
+		reinit_completion(&pong);
+		complete(&ping);
+	}
+	if (wait_for_completion_timeout(first ? &pong : &ping, HZ / 10) && !first)
+		complete(&pong);
+}
+
 /* ---- interrupts: a timer of this CPU, in hard or soft context ---- */
 
 struct shot {
@@ -331,6 +351,7 @@ const struct work works[] = {
 	{ "sleep_mutex", false, step_sleep_mutex },
 	{ "migrate_mutex", true, step_migrate_mutex },
 	{ "idle", false, step_idle },
+	{ "pingpong", false, step_pingpong },
 	{ "api_np", false, step_api_np },
 	{ "api_p", true, step_api_p },
 };

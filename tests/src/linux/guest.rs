@@ -27,6 +27,8 @@ pub struct Machine {
     pub memory: usize,
     /// How many times the usual time a boot and a command have.
     pub patience: u32,
+    /// Whether the guest has MONITOR and MWAIT, which KVM hides from guests unless told otherwise.
+    pub mwait: bool,
 }
 
 impl Default for Machine {
@@ -39,6 +41,7 @@ impl Default for Machine {
             programs: Vec::new(),
             memory: 256,
             patience: 1,
+            mwait: false,
         }
     }
 }
@@ -74,7 +77,11 @@ impl Guest {
         };
         // With the hypervisor bit Linux uses a spinlock without contention tracepoints, unless
         // KVM's paravirtual one is there.
-        let cpu = ["-cpu", "max,-hypervisor"];
+        let cpu = if machine.mwait {
+            ["-cpu", "max,-hypervisor"]
+        } else {
+            ["-cpu", "max,-hypervisor,-monitor"]
+        };
         let mut arguments: Vec<String> = [accelerator, &cpu]
             .concat()
             .into_iter()

@@ -45,7 +45,7 @@ pub use meddler::{Garbage, Meddling};
 pub use parts::{Kernel, Parts};
 pub use relay::Relay;
 pub use shell::Shell;
-pub use watch::{Tally, Truth, Watch, state};
+pub use watch::{Heart, Polls, Tally, Truth, Watch, state};
 
 /// The parts, or the end of the test as skipped where this machine has none: those for guests with
 /// our driver, or with the kernels that are named, those alone.

@@ -1,12 +1,14 @@
 //! The host's side: the real device, and what it reads against what the guest says is true.
 
+use std::mem::offset_of;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use ecs_abi::{VIRTIO_ECS_ALL_VCPUS, VIRTIO_ECS_EV_RESTART, VirtioEcsEvent};
+use ecs_abi::{VIRTIO_ECS_ALL_VCPUS, VIRTIO_ECS_EV_RESTART, VirtioEcsEvent, VirtioEcsGuestLine};
 use ecs_device::{Device, DeviceConfig, VmSink, VmView};
 use ecs_policy::{CsSnapshot, Wait};
 use ecs_shm::VcpuSlots;
@@ -173,6 +175,50 @@ impl Watch {
         self.latest.get()?.slots.get(cpu).cloned()
     }
 
+    /// What a CPU says of its polls; `None` if it is not registered.
+    #[must_use]
+    pub fn polls(&self, cpu: usize) -> Option<Polls> {
+        let view = self.latest.get()?;
+        let line = view.slots.get(cpu)?.registration().guest_line;
+        let word = |field: usize| {
+            let at = GuestAddress(line + field as u64);
+            view.mem.map().load(at, Ordering::Acquire).ok()
+        };
+        Some(Polls {
+            us: word(offset_of!(VirtioEcsGuestLine, poll_us))?,
+            paid: word(offset_of!(VirtioEcsGuestLine, polls_paid))?,
+            wasted: word(offset_of!(VirtioEcsGuestLine, polls_wasted))?,
+        })
+    }
+
+    /// Lives: writes heartbeats to every CPU, until what is returned is stopped or dropped.
+    #[must_use]
+    pub fn beat(&self) -> Heart {
+        const GAP: Duration = Duration::from_millis(20);
+        let latest = self.latest.clone();
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = stop.clone();
+        let beats = std::thread::spawn(move || {
+            let mut beat = 0;
+            let mut last = Instant::now();
+            while !stopped.load(Ordering::Relaxed) {
+                beat += 1;
+                if let Some(view) = latest.get() {
+                    for slots in view.slots.vcpus.iter().flatten() {
+                        slots.set_heartbeat(view.generation, beat);
+                    }
+                    last = Instant::now();
+                }
+                std::thread::sleep(GAP);
+            }
+            last
+        });
+        Heart {
+            stop,
+            beats: Some(beats),
+        }
+    }
+
     /// Generation of the device; `None` without a guest.
     #[must_use]
     pub fn generation(&self) -> Option<u32> {
@@ -288,6 +334,48 @@ impl Watch {
             }
         }
         Ok(())
+    }
+}
+
+/// What a CPU says of its polls, in words that wrap.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Polls {
+    /// Time polled, microseconds.
+    pub us: u32,
+    /// Polls that met work.
+    pub paid: u32,
+    /// Polls that ended in a halt.
+    pub wasted: u32,
+}
+
+/// A host that lives.
+#[derive(Debug)]
+pub struct Heart {
+    stop: Arc<AtomicBool>,
+    beats: Option<JoinHandle<Instant>>,
+}
+
+impl Heart {
+    /// Stops it; when it last beat, or just after.
+    ///
+    /// # Errors
+    /// If it has ended by a panic.
+    pub fn stop(mut self) -> anyhow::Result<Instant> {
+        self.stop.store(true, Ordering::Relaxed);
+        let beats = self.beats.take().context("It is stopped already")?;
+        beats
+            .join()
+            .map_err(|_| anyhow::anyhow!("The heartbeats panicked"))
+    }
+}
+
+impl Drop for Heart {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(beats) = self.beats.take() {
+            // Nothing is to be said of a panic here: it was printed.
+            drop(beats.join());
+        }
     }
 }
 
