@@ -183,6 +183,12 @@ fn a_guest_of_a_dead_host_halts_as_a_stock_guest_does() {
                 .sum::<u32>()
         };
         until("polls", PATIENCE, || (polled() > 1_000).then_some(())).unwrap();
+        until("the daemon to count them", PATIENCE, || {
+            let stats = rig.snapshot().ok()?;
+            let vm = stats.vms.first()?;
+            (vm.polls.paid > 1_000 && vm.polls.ns > 0 && vm.wakeups > 0).then_some(())
+        })
+        .unwrap();
         daemon.signal(signal).unwrap();
         let died = Instant::now();
         let last = AtomicU64::new(0);
