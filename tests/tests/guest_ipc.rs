@@ -86,18 +86,18 @@ const PROGRAMS: [(&str, &str, &[Benchmark]); 4] = [
         "rt-tests",
         &[
             benchmark(
-                "hackbench -g 1 -f 2 -l 500",
-                Figure::Took(2000.0, "Time:"),
+                "hackbench -g 1 -f 1 -l 5000",
+                Figure::Took(5000.0, "Time:"),
                 "messages/s",
             ),
             benchmark(
-                "hackbench --pipe -g 1 -f 2 -l 1000",
-                Figure::Took(4000.0, "Time:"),
+                "hackbench --pipe -g 1 -f 1 -l 10000",
+                Figure::Took(10000.0, "Time:"),
                 "messages/s",
             ),
             benchmark(
-                "hackbench --pipe --threads -g 1 -f 2 -l 1000",
-                Figure::Took(4000.0, "Time:"),
+                "hackbench --pipe --threads -g 1 -f 1 -l 10000",
+                Figure::Took(10000.0, "Time:"),
                 "messages/s",
             ),
         ],
@@ -133,7 +133,7 @@ const PROGRAMS: [(&str, &str, &[Benchmark]); 4] = [
         "stress-ng",
         &[
             benchmark(
-                "stress-ng --metrics-brief --pipe 1 --pipe-ops 2000",
+                "stress-ng --metrics-brief --pipe 1 --pipe-ops 4000",
                 Figure::Stressor("pipe"),
                 "ops/s",
             ),
@@ -143,12 +143,12 @@ const PROGRAMS: [(&str, &str, &[Benchmark]); 4] = [
                 "ops/s",
             ),
             benchmark(
-                "stress-ng --metrics-brief --mutex 1 --mutex-ops 5000",
+                "stress-ng --metrics-brief --mutex 1 --mutex-ops 15000",
                 Figure::Stressor("mutex"),
                 "ops/s",
             ),
             benchmark(
-                "stress-ng --metrics-brief --switch 1 --switch-ops 5000",
+                "stress-ng --metrics-brief --switch 1 --switch-ops 2000",
                 Figure::Stressor("switch"),
                 "ops/s",
             ),
@@ -175,7 +175,7 @@ const PROGRAMS: [(&str, &str, &[Benchmark]); 4] = [
                 "events/s",
             ),
             benchmark(
-                "sysbench mutex --threads=2 --mutex-num=1 --mutex-locks=100000 --mutex-loops=10 run",
+                "sysbench mutex --threads=2 --mutex-num=1 --mutex-locks=500000 --mutex-loops=10 run",
                 Figure::Over("total time:", "total number of events:"),
                 "threads/s",
             ),
