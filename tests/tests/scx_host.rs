@@ -400,10 +400,7 @@ fn threads_of_the_host_run_soon_and_get_their_share() {
             })
             .unwrap();
             let said = host
-                .sh_within(
-                    "cyclictest --policy=other -i 10000 -l 100 -q",
-                    PATIENCE,
-                )
+                .sh_within("cyclictest --policy=other -i 10000 -l 100 -q", PATIENCE)
                 .unwrap();
             println!("{arm}: {}", said.trim());
             let (_, rest) = said.rsplit_once("Max:").unwrap();
@@ -416,7 +413,10 @@ fn threads_of_the_host_run_soon_and_get_their_share() {
             println!("{arm}: a busy thread ran {ran} of 200 ticks");
             // Two VMs and a thread on two CPUs: no less than half of its share.
             assert!(ran > 50, "{arm}: {ran}");
-            let ends = format!("while kill -0 {} 2>/dev/null; do sleep 0.2; done", demo.trim());
+            let ends = format!(
+                "while kill -0 {} 2>/dev/null; do sleep 0.2; done",
+                demo.trim()
+            );
             host.sh_within(&ends, PATIENCE * 3).unwrap();
         }
         // A turn and its extension at most.
