@@ -7,6 +7,7 @@
 
 #include <linux/cpu.h>
 #include <linux/ftrace.h>
+#include <linux/mm.h>
 #include <linux/percpu.h>
 #include <linux/preempt.h>
 #include <linux/version.h>
@@ -87,6 +88,16 @@ static inline int ecs_find_vqs(struct virtio_device *vdev, unsigned int nvqs,
 	return virtio_find_vqs(vdev, nvqs, vqs, info, NULL);
 #else
 	return virtio_find_vqs(vdev, nvqs, vqs, callbacks, (const char **)names, NULL);
+#endif
+}
+
+/* 6.3 made vm_flags read only, and gave functions to change them. */
+static inline void ecs_vm_flags_clear(struct vm_area_struct *vma, unsigned long flags)
+{
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 3, 0)
+	vm_flags_clear(vma, flags);
+#else
+	vma->vm_flags &= ~flags;
 #endif
 }
 

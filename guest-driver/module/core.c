@@ -336,17 +336,18 @@ static int __init ecs_init(void)
 	err = ecs_tasks_init();
 	if (err)
 		goto slots;
-	err = ecs_user_init();
-	if (err)
-		goto tasks;
 	ecs_stats_init();
 	err = register_virtio_driver(&ecs_driver);
+	if (err)
+		goto tasks;
+	/* Last: a module that fails to load goes, whoever has its device open. */
+	err = ecs_user_init();
 	if (!err)
 		return 0;
 
-	ecs_stats_exit();
-	ecs_user_exit();
+	unregister_virtio_driver(&ecs_driver);
 tasks:
+	ecs_stats_exit();
 	ecs_tasks_exit();
 slots:
 	ecs_slots_free();

@@ -9,7 +9,7 @@
  *   waits.c     spinning waiters
  *   tasks.c     preemptable sections, which belong to tasks
  *   sections.c  mutex and rwsem acquisitions by fprobe (sections=all)
- *   user.c      /dev/virtio_ecs
+ *   user.c      /dev/virtio_ecs: sections of processes, and the host's hints for them
  *   beat.c      whether the host still writes to a line
  *   idle.c      polls before it halts, while the pCPU is free
  *   api.c       the six calls for other modules
@@ -19,6 +19,7 @@
 #define _VIRTIO_ECS_INTERNAL_H
 
 #include <linux/completion.h>
+#include <linux/mm_types.h>
 #include <linux/mutex.h>
 #include <linux/percpu.h>
 #include <linux/sched.h>
@@ -172,6 +173,7 @@ void ecs_event_work(struct work_struct *work);
 /* slots.c */
 int ecs_slots_alloc(void);
 void ecs_slots_free(void);
+int ecs_slots_mmap(struct vm_area_struct *vma);
 int ecs_slots_start(struct ecs_device *ecs);
 void ecs_slots_stop(struct ecs_device *ecs);
 void ecs_slots_register(struct ecs_device *ecs);

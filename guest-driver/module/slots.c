@@ -3,9 +3,12 @@
  * The lines of each CPU: where they lie, and who knows of them.
  *
  * A CPU is registered when it comes online and unregistered before it goes.
- * The lines belong to the module, not to the device: one block for its whole
+ * The lines belong to the module, not to the device: two blocks for its whole
  * life. If the device did not confirm an unregistration it may still write
- * there, and the block is never freed: some hundred bytes a CPU, once a load.
+ * there, and they are never freed: some hundred bytes a CPU, once a load.
+ *
+ * Processes may read what the host writes (user.c), and nothing else: guest
+ * lines hold guest physical addresses. So the two share no page.
  */
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
 
@@ -18,14 +21,11 @@
 #include "compat.h"
 #include "ecs.h"
 
-struct ecs_lines {
-	struct virtio_ecs_guest_line guest;
-	struct virtio_ecs_host_line host;
-};
-
 DEFINE_PER_CPU(struct ecs_cpu, ecs_cpus);
 
-static struct ecs_lines *ecs_lines;
+static struct virtio_ecs_guest_line *ecs_guest_lines;
+static struct virtio_ecs_host_line *ecs_host_lines;
+/* Of each of the two. */
 static size_t ecs_lines_size;
 
 /* Guest physical address of a kernel object; 0 if it has none. */
@@ -49,19 +49,39 @@ int ecs_slots_alloc(void)
 {
 	unsigned int cpu;
 
-	BUILD_BUG_ON(sizeof(struct ecs_lines) != 2 * VIRTIO_ECS_LINE_SIZE);
+	BUILD_BUG_ON(sizeof(*ecs_guest_lines) != VIRTIO_ECS_LINE_SIZE);
+	BUILD_BUG_ON(sizeof(*ecs_host_lines) != VIRTIO_ECS_LINE_SIZE);
 	/* Whole pages: aligned, and nothing else lies in them. */
-	ecs_lines_size = PAGE_ALIGN(nr_cpu_ids * sizeof(*ecs_lines));
-	ecs_lines = alloc_pages_exact(ecs_lines_size, GFP_KERNEL | __GFP_ZERO);
-	if (!ecs_lines)
+	ecs_lines_size = PAGE_ALIGN(nr_cpu_ids * VIRTIO_ECS_LINE_SIZE);
+	ecs_guest_lines = alloc_pages_exact(ecs_lines_size, GFP_KERNEL | __GFP_ZERO);
+	if (!ecs_guest_lines)
 		return -ENOMEM;
+	ecs_host_lines = alloc_pages_exact(ecs_lines_size, GFP_KERNEL | __GFP_ZERO);
+	if (!ecs_host_lines) {
+		free_pages_exact(ecs_guest_lines, ecs_lines_size);
+		return -ENOMEM;
+	}
 	for_each_possible_cpu(cpu) {
 		struct ecs_cpu *pc = per_cpu_ptr(&ecs_cpus, cpu);
 
-		pc->guest = &ecs_lines[cpu].guest;
-		pc->host = &ecs_lines[cpu].host;
+		pc->guest = &ecs_guest_lines[cpu];
+		pc->host = &ecs_host_lines[cpu];
 	}
 	return 0;
+}
+
+/*
+ * Maps the host's lines for a process. No reference to the pages is taken: who
+ * maps them keeps the module, and the module keeps them.
+ */
+int ecs_slots_mmap(struct vm_area_struct *vma)
+{
+	size_t size = vma->vm_end - vma->vm_start;
+
+	if (vma->vm_pgoff || size > ecs_lines_size)
+		return -EINVAL;
+	return remap_pfn_range(vma, vma->vm_start, virt_to_phys(ecs_host_lines) >> PAGE_SHIFT,
+			       size, vma->vm_page_prot);
 }
 
 void ecs_slots_free(void)
@@ -71,10 +91,11 @@ void ecs_slots_free(void)
 	for_each_possible_cpu(cpu)
 		if (per_cpu_ptr(&ecs_cpus, cpu)->lost) {
 			pr_warn("the device did not let go: %zu bytes are left behind\n",
-				ecs_lines_size);
+				2 * ecs_lines_size);
 			return;
 		}
-	free_pages_exact(ecs_lines, ecs_lines_size);
+	free_pages_exact(ecs_host_lines, ecs_lines_size);
+	free_pages_exact(ecs_guest_lines, ecs_lines_size);
 }
 
 /* On the CPU itself. What its line says from now on is kept right by the hooks. */

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * /dev/virtio_ecs: sections of user space. Off unless user_sections=1.
+ * /dev/virtio_ecs: sections of user space, and the host's lines for it to read.
+ * Off unless user_sections=1.
  *
  * A section costs a system call, because the host reads the line of a vCPU and
  * nothing else: a word in the thread's own memory would be seen only when the
@@ -8,13 +9,15 @@
  *
  * What a hostile process can do: hold user_max files, and show a section in
  * each of its threads, up to the size of the table of tasks. The host bounds
- * and charges what that gains.
+ * and charges what that gains. It can read when each vCPU of this guest is off
+ * its CPU, and when a pCPU is shared: as much as a clock tells it, with less work.
  */
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
 
 #include <linux/cred.h>
 #include <linux/fs.h>
 #include <linux/miscdevice.h>
+#include <linux/mm.h>
 #include <linux/module.h>
 #include <linux/slab.h>
 
@@ -88,12 +91,23 @@ static long ecs_user_ioctl(struct file *file, unsigned int cmd, unsigned long ar
 	}
 }
 
+/* The host's lines, read only, also later: nobody is to lie to the kernel in them. */
+static int ecs_user_mmap(struct file *file, struct vm_area_struct *vma)
+{
+	if (vma->vm_flags & (VM_WRITE | VM_EXEC))
+		return -EPERM;
+	/* Without VM_MAYWRITE a private mapping makes no copy either. */
+	ecs_vm_flags_clear(vma, VM_MAYWRITE | VM_MAYEXEC);
+	return ecs_slots_mmap(vma);
+}
+
 static const struct file_operations ecs_user_fops = {
 	.owner = THIS_MODULE,
 	.open = ecs_user_open,
 	.release = ecs_user_release,
 	.unlocked_ioctl = ecs_user_ioctl,
 	.compat_ioctl = compat_ptr_ioctl,
+	.mmap = ecs_user_mmap,
 };
 
 static struct miscdevice ecs_misc = {

@@ -6,6 +6,9 @@
  *
  * "hostile hold": announces a section, says "in" and holds it for ever, asleep.
  * "hostile spin": the same, and never sleeps.
+ * "hostile hints": says whether the host's heart beats, and what the lines say:
+ * CPU, preempted, overloaded.
+ * "hostile map": maps the lines, closes the device, says "in" and sleeps for ever.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -18,10 +21,12 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/mman.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
+#include "virtio_ecs.h"
 #include "virtio_ecs_user.h"
 
 #define DEVICE		"/dev/virtio_ecs"
@@ -216,8 +221,129 @@ static void killed_inside(const char *self)
 	}
 }
 
+static int possible_cpus(void)
+{
+	FILE *file = fopen("/sys/devices/system/cpu/possible", "r");
+	int first, last, found;
+
+	MUST(file);
+	found = fscanf(file, "%d-%d", &first, &last);
+	MUST(found >= 1);
+	fclose(file);
+	return (found == 1 ? first : last) + 1;
+}
+
+static size_t lines_size(void)
+{
+	size_t page = sysconf(_SC_PAGESIZE);
+
+	return (possible_cpus() * VIRTIO_ECS_LINE_SIZE + page - 1) / page * page;
+}
+
+static volatile struct virtio_ecs_host_line *lines(int fd, int flags)
+{
+	void *at = mmap(NULL, lines_size(), PROT_READ, flags, fd, 0);
+
+	MUST(at != MAP_FAILED);
+	return at;
+}
+
+static bool no_mapping(int fd, size_t size, int prot, int flags, off_t offset, int error)
+{
+	return mmap(NULL, size, prot, flags, fd, offset) == MAP_FAILED && errno == error;
+}
+
+static void no_other_mapping(int fd, int flags)
+{
+	size_t page = sysconf(_SC_PAGESIZE), size = lines_size();
+
+	MUST(no_mapping(fd, page, PROT_WRITE, flags, 0, EPERM));
+	MUST(no_mapping(fd, page, PROT_READ | PROT_WRITE, flags, 0, EPERM));
+	MUST(no_mapping(fd, page, PROT_READ | PROT_EXEC, flags, 0, EPERM));
+	MUST(no_mapping(fd, size + 1, PROT_READ, flags, 0, EINVAL));
+	MUST(no_mapping(fd, 1UL << 32, PROT_READ, flags, 0, EINVAL));
+	MUST(no_mapping(fd, page, PROT_READ, flags, page, EINVAL));
+	MUST(no_mapping(fd, page, PROT_READ, flags, 1L << 40, EINVAL));
+}
+
+/* Nor does a mapping become another one later. */
+static void lines_stay_read_only(int fd, int flags)
+{
+	size_t page = sysconf(_SC_PAGESIZE), size = lines_size();
+	volatile struct virtio_ecs_host_line *host = lines(fd, flags);
+	int memory = open("/proc/self/mem", O_RDWR), status;
+	__u32 word = 1;
+	pid_t child;
+
+	MUST(mprotect((void *)host, size, PROT_READ | PROT_WRITE) && errno == EACCES);
+	MUST(mprotect((void *)host, size, PROT_READ | PROT_EXEC) && errno == EACCES);
+	MUST(mremap((void *)host, size, size + page, MREMAP_MAYMOVE) == MAP_FAILED);
+	MUST(memory >= 0 && pwrite(memory, &word, sizeof(word), (off_t)&host->overloaded) < 0);
+	close(memory);
+	child = fork();
+	if (!child) {
+		host->overloaded = 1;
+		_exit(0);
+	}
+	MUST(child > 0 && waitpid(child, &status, 0) == child);
+	MUST(WIFSIGNALED(status) && WTERMSIG(status) == SIGSEGV);
+	MUST(!host->overloaded);
+	MUST(!munmap((void *)host, size));
+}
+
+/* What the host writes can be read, and that is all. */
+static void mappings(void)
+{
+	int fd = device(), read_only = open(DEVICE, O_RDONLY);
+	volatile struct virtio_ecs_host_line *host;
+
+	MUST(read_only >= 0);
+	no_other_mapping(fd, MAP_SHARED);
+	no_other_mapping(fd, MAP_PRIVATE);
+	lines_stay_read_only(fd, MAP_SHARED);
+	lines_stay_read_only(fd, MAP_PRIVATE);
+	lines_stay_read_only(read_only, MAP_SHARED);
+	host = lines(fd, MAP_SHARED);
+	close(fd);
+	close(read_only);
+	MUST(!host->overloaded);
+	MUST(!munmap((void *)host, lines_size()));
+}
+
+static void show_hints(void)
+{
+	volatile struct virtio_ecs_host_line *host = lines(device(), MAP_SHARED);
+	__u32 beat = host->heartbeat;
+	int i;
+
+	for (i = 0; i < 50 && host->heartbeat == beat; i++)
+		usleep(10000);
+	puts(host->heartbeat == beat ? "silent" : "alive");
+	for (i = 0; i < possible_cpus(); i++)
+		printf("%d %u %u\n", i, host[i].preempted, host[i].overloaded);
+}
+
+static void stay_mapped(void)
+{
+	int fd = device();
+	volatile struct virtio_ecs_host_line *host = lines(fd, MAP_SHARED);
+
+	close(fd);
+	MUST(!host->overloaded);
+	puts("in");
+	fflush(stdout);
+	for (;;)
+		pause();
+}
+
 int main(int argc, char **argv)
 {
+	if (argc > 1 && !strcmp(argv[1], "hints")) {
+		show_hints();
+		return 0;
+	}
+	if (argc > 1 && !strcmp(argv[1], "map"))
+		stay_mapped();
 	if (argc > 1) {
 		MUST(enter(device()) == 0);
 		puts("in");
@@ -236,6 +362,8 @@ int main(int argc, char **argv)
 	forks();
 	puts("children have sections of their own");
 	killed_inside(argv[0]);
+	mappings();
+	puts("what the host writes can be read, and nothing else");
 	puts("harmless");
 	return 0;
 }

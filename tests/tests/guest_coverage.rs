@@ -8,7 +8,7 @@ use ecs_tests::cc::Compiler;
 use ecs_tests::linux::cases::{PATIENCE, loaded, on_every_kernel, on_machines, said};
 use ecs_tests::linux::{Guest, Machine, Tally, Truth, Watch};
 use ecs_tests::process::until;
-use ecs_tests::{parts, skip, slow};
+use ecs_tests::{parts, skip, slow, static_test};
 
 /// Every class that a CPU's own word or the driver shows without a miss.
 const SHOWN: [&str; 8] = [
@@ -163,5 +163,77 @@ fn hints_of_a_living_host_reach_other_modules() {
         answers(guest, "0 1", true);
         slots.clear_hints();
         answers(guest, "0 0", true);
+    });
+}
+
+/// Has a host that lives say of every CPU that it is `preempted`, and its pCPU `overloaded`.
+fn say(watch: &Watch, preempted: bool, overloaded: bool) {
+    for cpu in 0..4 {
+        let slots = watch.slots(cpu).unwrap();
+        slots.set_preempted(preempted);
+        slots.set_overloaded(overloaded);
+    }
+}
+
+#[test]
+fn processes_read_what_the_host_says_and_wait_by_it() {
+    const NAME: &str = "processes_read_what_the_host_says_and_wait_by_it";
+    let parts = parts!(NAME);
+    let compiler = match Compiler::c("cc") {
+        Ok(compiler) => compiler,
+        Err(reason) => skip!(NAME, "no C compiler: {reason}"),
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let user = static_test("ecs-guest", "user").unwrap();
+    let name = user.file_name().unwrap().to_str().unwrap().to_owned();
+    let machine = Machine {
+        programs: vec![
+            compiler.guest_program("hostile", dir.path()).unwrap(),
+            user.clone(),
+        ],
+        ..Machine::default()
+    };
+    on_machines(&parts, &machine, |kernel, watch, guest| {
+        guest.load_driver("sections=off user_sections=1").unwrap();
+        watch.wait_for(&[0, 1, 2, 3], PATIENCE).unwrap();
+        let hints = |guest: &mut Guest| guest.sh("/bin/hostile hints").unwrap();
+        assert_eq!(hints(guest), "silent\n0 0 0\n1 0 0\n2 0 0\n3 0 0\n");
+        let heart = watch.beat();
+        watch.slots(1).unwrap().set_preempted(true);
+        watch.slots(2).unwrap().set_overloaded(true);
+        assert_eq!(hints(guest), "alive\n0 0 0\n1 1 0\n2 0 1\n3 0 0\n");
+
+        let threads = |guest: &mut Guest, says: &str| {
+            let run = format!("/bin/{name} --show-output --test-threads 1 the_host_says");
+            let said = guest.sh(&format!("ECS_HOST_SAYS={says} {run}")).unwrap();
+            assert!(said.contains("2 passed"), "{said}");
+            let line = said.lines().find(|line| line.starts_with("host says"));
+            println!("Linux {}: {}", kernel.version(), line.unwrap());
+        };
+        for (says, preempted, overloaded) in [
+            ("free", false, false),
+            ("overloaded", false, true),
+            ("preempted", true, false),
+        ] {
+            say(watch, preempted, overloaded);
+            threads(guest, says);
+        }
+        // A host that is gone cannot take back what it said.
+        drop(heart);
+        threads(guest, "");
+
+        // The mapping keeps the driver; nothing else of that process does.
+        say(watch, false, false);
+        guest
+            .sh("/bin/hostile map >/tmp/said & echo $! >/tmp/pid")
+            .unwrap();
+        guest
+            .sh("until grep -q in /tmp/said; do sleep 0.1; done")
+            .unwrap();
+        guest.sh("! rmmod virtio_ecs").unwrap();
+        guest.sh("kill -KILL $(cat /tmp/pid)").unwrap();
+        guest
+            .sh("until rmmod virtio_ecs; do sleep 0.1; done")
+            .unwrap();
     });
 }

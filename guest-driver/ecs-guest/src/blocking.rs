@@ -97,10 +97,11 @@ impl BlockingMutex {
         outer: Outer,
         waited: bool,
     ) -> BlockingGuard<'l, A, H> {
-        vcpu.enter_preemptable();
-        vcpu.wait_end(outer);
+        // At once: where entering costs a system call, others wait for it already.
         self.holder
             .store(vcpu.number().wrapping_add(1), Ordering::Relaxed);
+        vcpu.enter_preemptable();
+        vcpu.wait_end(outer);
         BlockingGuard {
             lock: self,
             vcpu,

@@ -1,13 +1,18 @@
 //! The device `/dev/virtio_ecs`: `guest-driver/uapi/virtio_ecs_user.h`.
-#![expect(unsafe_code, reason = "ioctl")]
+#![expect(unsafe_code, reason = "ioctl, mmap")]
 
 use std::fs::{File, OpenOptions};
 use std::io;
 
 use rustix::io::Errno;
 use rustix::ioctl::{NoArg, Opcode, ioctl, opcode};
+use rustix::mm::{MapFlags, ProtFlags, mmap};
+
+use crate::hints::Line;
 
 const PATH: &str = "/dev/virtio_ecs";
+/// Ranges of CPU numbers, in order. There is a line for each up to the last.
+const POSSIBLE: &str = "/sys/devices/system/cpu/possible";
 const ENTER: Opcode = opcode::none(0xec, 0);
 const LEAVE: Opcode = opcode::none(0xec, 1);
 
@@ -26,7 +31,10 @@ pub enum UserError {
 }
 
 #[derive(Debug)]
-pub(crate) struct Device(File);
+pub(crate) struct Device {
+    file: File,
+    lines: Option<&'static [Line]>,
+}
 
 impl Device {
     pub(crate) fn open() -> Result<Self, UserError> {
@@ -43,12 +51,42 @@ impl Device {
 
     /// The driver answers a LEAVE without ENTER in a way of its own.
     fn recognise(file: File) -> Result<Self, UserError> {
-        let device = Self(file);
+        let mut device = Self { file, lines: None };
         match device.call::<LEAVE>() {
-            Err(Errno::ALREADY) => Ok(device),
+            Err(Errno::ALREADY) => {
+                device.lines = device.map();
+                Ok(device)
+            }
             Err(error) => Err(UserError::NotTheDevice(error.into())),
             Ok(()) => Err(UserError::NotTheDevice(io::ErrorKind::Unsupported.into())),
         }
+    }
+
+    /// What the host writes of each CPU; `None` where the driver does not show it.
+    pub(crate) fn lines(&self) -> Option<&'static [Line]> {
+        self.lines
+    }
+
+    /// Maps the lines, for as long as the process lives.
+    fn map(&self) -> Option<&'static [Line]> {
+        let cpus = possible_cpus(&std::fs::read_to_string(POSSIBLE).ok()?)?;
+        let size = cpus.checked_mul(size_of::<Line>())?;
+        // SAFETY: the kernel chooses the place, so that no memory in use becomes another.
+        let at = unsafe {
+            mmap(
+                core::ptr::null_mut(),
+                size,
+                ProtFlags::READ,
+                MapFlags::SHARED,
+                &self.file,
+                0,
+            )
+        };
+        let lines = at.ok()?.cast::<Line>().cast_const();
+        // SAFETY: `size` bytes lie there, at the beginning of a page, readable until the process ends:
+        // nothing unmaps them, and the device, whose answer was its own, keeps their pages. A line is
+        // made of atomics, valid whatever their bytes are, and only loaded from.
+        Some(unsafe { core::slice::from_raw_parts(lines, cpus) })
     }
 
     /// Begins the section of the calling thread; returns whether the driver took note of it.
@@ -67,8 +105,14 @@ impl Device {
         // memory of the process.
         let call = unsafe { NoArg::<OPCODE>::new() };
         // SAFETY: as above.
-        unsafe { ioctl(&self.0, call) }
+        unsafe { ioctl(&self.file, call) }
     }
+}
+
+/// How many CPU numbers there are, by the kernel's list of the possible ones.
+fn possible_cpus(list: &str) -> Option<usize> {
+    let last = list.trim().rsplit(['-', ',']).next()?;
+    last.parse::<usize>().ok()?.checked_add(1)
 }
 
 #[cfg(test)]
@@ -83,6 +127,14 @@ mod tests {
             assert!(header.contains(&define), "{define}");
         }
         assert_eq!((ENTER, LEAVE), (0xec00, 0xec01));
+    }
+
+    #[test]
+    fn there_are_lines_up_to_the_last_cpu() {
+        assert_eq!(possible_cpus("0\n"), Some(1));
+        assert_eq!(possible_cpus("0-3\n"), Some(4));
+        assert_eq!(possible_cpus("0,2-255\n"), Some(256));
+        assert_eq!(possible_cpus("\n"), None);
     }
 
     #[test]

@@ -27,8 +27,9 @@
 //! # Features
 //! - `lock_api`: `EcsMutex<C, T>`, `EcsQueueMutex`, `EcsBlockingMutex` and `EcsRwLock` own what they
 //!   protect and find the vCPU on their own, by the trait `CurrentVcpu`.
-//! - `user`: sections of Linux processes, by `/dev/virtio_ecs` of the guest's driver, and `UserMutex<T>`.
-//!   Needs std. A process without the device runs on unannotated.
+//! - `user`: sections of Linux processes, by `/dev/virtio_ecs` of the guest's driver, the host's hints by
+//!   the same way, and `UserMutex<T>`, whose waiters spin by those hints. Needs std. A process without the
+//!   device runs on unannotated, and its waiters sleep.
 //!
 //! Both have unsafe code in one file each; without them there is none.
 //!
@@ -68,6 +69,8 @@ mod blocking;
     expect(dead_code, unreachable_pub, reason = "its user is not there")
 )]
 mod device;
+#[cfg(all(feature = "user", target_os = "linux"))]
+mod hints;
 mod line;
 #[cfg(test)]
 mod ordering;

@@ -5,6 +5,11 @@
 //!
 //! A section costs two system calls, some hundred nanoseconds: worth it for locks that are held for
 //! microseconds and that many threads want, and for no others.
+//!
+//! What the host says ([`is_vcpu_preempted`], [`is_pcpu_overloaded`]) is read from a page that the device
+//! maps, without a system call. Waiters for a [`UserMutex`] go by it: they spin while the host lives, the
+//! pCPU below them is free and the holder's vCPU runs, for 100 us at most, and sleep otherwise. Where other
+//! threads want the same *guest* CPU a process cannot know: the bound is what such a spin can cost them.
 
 use core::cell::Cell;
 use core::marker::PhantomData;
@@ -12,16 +17,19 @@ use core::sync::atomic::AtomicU32;
 use std::sync::OnceLock;
 use std::thread_local;
 
-use rustix::thread::futex;
+use rustix::thread::{futex, sched_getcpu};
+use rustix::time::{ClockId, clock_gettime};
 
 use crate::blocking::{BlockingMutex, Halt};
 use crate::device::Device;
+use crate::hints::{self, Line, Listener};
 use crate::raw::{CurrentHalt, CurrentVcpu, RawEcsMutex};
 use crate::vcpu::{Annotate, Outer, Spin, Unannotated, WaitFor};
 
 pub use crate::device::UserError;
 
-/// Mutex of a process whose waiters sleep, and whose holder is in a section.
+/// Mutex of a process whose waiters spin while the host says that it is worth it, then sleep, and whose
+/// holder is in a section.
 pub type UserMutex<T> = lock_api::Mutex<RawEcsMutex<BlockingMutex, UserThread>, T>;
 
 #[derive(Clone, Copy)]
@@ -34,6 +42,8 @@ struct Sections {
 
 thread_local! {
     static SECTIONS: Cell<Sections> = const { Cell::new(Sections { open: 0, announced: false }) };
+    static LISTENER: Listener = const { Listener::new() };
+    static SPINS: Cell<Spins> = const { Cell::new(Spins { paid: 0, wasted: 0 }) };
 }
 
 fn device() -> Result<&'static Device, &'static UserError> {
@@ -48,6 +58,61 @@ fn device() -> Result<&'static Device, &'static UserError> {
 /// Why they do not.
 pub fn available() -> Result<(), &'static UserError> {
     device().map(|_| ())
+}
+
+fn lines() -> Option<&'static [Line]> {
+    device().ok()?.lines()
+}
+
+/// The CPU that this thread is on, at this instant.
+fn current_cpu() -> u32 {
+    u32::try_from(sched_getcpu()).unwrap_or(u32::MAX)
+}
+
+/// Nanoseconds, of a clock that does not go back.
+fn now() -> u64 {
+    let now = clock_gettime(ClockId::Monotonic);
+    let part = |part: i64| u64::try_from(part).unwrap_or(0);
+    part(now.tv_sec)
+        .saturating_mul(1_000_000_000)
+        .saturating_add(part(now.tv_nsec))
+}
+
+/// What a host that lives says, by `hint`. This thread believes it for 100 ms from its look before the
+/// one that found another heartbeat: who asks rarely is told nothing.
+fn told(hint: impl FnOnce(&[Line]) -> bool) -> bool {
+    let Some(lines) = lines() else { return false };
+    let now = now();
+    LISTENER.with(|listener| listener.hears_host(lines, current_cpu(), now)) && hint(lines)
+}
+
+/// Host to guest: whether vCPU `cpu` is off its pCPU although it had work. `false` if unknown: no device,
+/// no such CPU, or no sign of life of the host in the 100 ms before this thread asked last.
+#[must_use]
+pub fn is_vcpu_preempted(cpu: u32) -> bool {
+    told(|lines| hints::is_preempted(lines, cpu))
+}
+
+/// Host to guest: whether the pCPU of vCPU `cpu` has more than one runnable task. `false` if unknown, as
+/// with [`is_vcpu_preempted`].
+#[must_use]
+pub fn is_pcpu_overloaded(cpu: u32) -> bool {
+    told(|lines| hints::is_overloaded(lines, cpu))
+}
+
+/// Spins of a thread for mutexes that it could have slept for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Spins {
+    /// Those that got the mutex.
+    pub paid: u64,
+    /// Those that ended asleep.
+    pub wasted: u64,
+}
+
+/// The spins of this thread so far.
+#[must_use]
+pub fn spins() -> Spins {
+    SPINS.get()
 }
 
 /// A section of this thread, until it is dropped.
@@ -105,8 +170,8 @@ fn lower() {
     SECTIONS.set(sections);
 }
 
-/// A thread of a process in the place of a vCPU: its sections go to the device, its waits nowhere,
-/// since waiters sleep and the guest's scheduler knows them.
+/// A thread of a process in the place of a vCPU: its sections go to the device, its waits nowhere. The
+/// guest's scheduler knows those that sleep, and those that spin do so for 100 us.
 #[derive(Debug, Clone, Copy)]
 pub struct UserThread;
 
@@ -116,9 +181,10 @@ const QUIET: Unannotated = Unannotated {
 };
 
 impl Annotate for UserThread {
-    /// Unknown: the guest may move the thread at any moment.
+    /// The CPU it is on, as a hint: the guest may move the thread at any moment. Unknown where nobody
+    /// could use it, without a device.
     fn number(&self) -> u32 {
-        QUIET.number
+        lines().map_or(QUIET.number, |_| current_cpu())
     }
     fn enter_non_preemptable(&self) {
         raise();
@@ -141,12 +207,21 @@ impl Annotate for UserThread {
     fn wait_holder(&self, _: u32) {}
     fn wait_end(&self, _: Outer) {}
     fn spin(&self, spin: &mut Spin) -> bool {
-        QUIET.spin(spin)
+        QUIET.spin(spin);
+        spin.pauses = spin.pauses.saturating_add(1);
+        // The holder is in the line that is looked at in any case, and nobody is told of it.
+        true
     }
-    fn keep_spinning(&self, _: &Spin, _: u32) -> bool {
-        false
+    fn keep_spinning(&self, spin: &Spin, holder: u32) -> bool {
+        let Some(lines) = lines() else { return false };
+        LISTENER.with(|listener| listener.keeps_spinning(lines, current_cpu(), holder, spin, now))
     }
-    fn spun(&self, _: &Spin, _: bool) {}
+    fn spun(&self, _: &Spin, paid: bool) {
+        let mut spins = SPINS.get();
+        spins.paid = spins.paid.wrapping_add(paid.into());
+        spins.wasted = spins.wasted.wrapping_add((!paid).into());
+        SPINS.set(spins);
+    }
 }
 
 impl CurrentVcpu for UserThread {

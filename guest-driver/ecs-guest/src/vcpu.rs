@@ -18,9 +18,9 @@ const HOPELESS_AGAIN_US: u32 = 20;
 /// changes it every 50 ms, in which a vCPU rings once every 5 us at most.
 const MAX_RINGS_PER_BEAT: u32 = 10_000;
 /// Longest spin for a lock that can also be waited for asleep, us: bounds what a stale hint costs.
-const SPIN_BEFORE_BLOCK_US: u32 = 100;
+pub(crate) const SPIN_BEFORE_BLOCK_US: u32 = 100;
 /// Longest time that hints are trusted after the host wrote its heartbeat last, us.
-const BEAT_TRUSTED_US: u64 = 100_000;
+pub(crate) const BEAT_TRUSTED_US: u64 = 100_000;
 
 /// What a vCPU does that waits for a lock it could also wait for asleep.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -125,8 +125,8 @@ struct SavedWait {
 /// Progress of one spin loop.
 #[derive(Debug, Default)]
 pub struct Spin {
-    pauses: u32,
-    next_ring: u32,
+    pub(crate) pauses: u32,
+    pub(crate) next_ring: u32,
 }
 
 /// What a lock tells the host. Implemented by [`Vcpu`], and by [`Unannotated`], which tells nothing.
@@ -217,22 +217,40 @@ pub struct Vcpu<'a, D, M> {
 /// What this vCPU knows of the host's heartbeat: a beat that differs from the one seen before was
 /// written after that look.
 #[derive(Debug, Default)]
-struct Heart {
+pub(crate) struct Heart {
     beat: Cell<u32>,
     looked: Cell<u64>,
     trusted_until: Cell<u64>,
 }
 
 impl Heart {
-    /// Whether a beat was certainly written less than `limit` ticks ago.
-    fn beats(&self, beat: u32, now: u64, limit: u64) -> bool {
-        if beat != self.beat.get() {
-            self.beat.set(beat);
+    #[cfg(feature = "user")]
+    pub(crate) const fn new() -> Self {
+        Self {
+            beat: Cell::new(0),
+            looked: Cell::new(0),
+            trusted_until: Cell::new(0),
+        }
+    }
+
+    /// Whether a beat was certainly written less than `limit` ticks ago. `now` is from before `beat` was
+    /// read, which may be newer then but never older.
+    pub(crate) fn beats(&self, beat: u32, now: u64, limit: u64) -> bool {
+        // Zero is no beat: this guest itself clears lines.
+        if beat != self.beat.get() && beat != 0 {
             let until = self.looked.get().saturating_add(limit);
             self.trusted_until.set(until);
         }
+        self.beat.set(beat);
         self.looked.set(now);
         now < self.trusted_until.get()
+    }
+
+    /// The looks that follow are at another line, which has `beat` now: that it differs says nothing.
+    #[cfg(feature = "user")]
+    pub(crate) fn turns_to(&self, beat: u32, now: u64) {
+        self.beat.set(beat);
+        self.looked.set(now);
     }
 }
 
@@ -341,12 +359,13 @@ impl<'a, D: Doorbell, M: AddressMap> Vcpu<'a, D, M> {
 
     /// Whether the host's words mean something now.
     fn is_host_alive(&self) -> bool {
-        let beat = self.own.host.heartbeat.load(Ordering::Relaxed);
+        let beat = || self.own.host.heartbeat.load(Ordering::Relaxed);
         match self.clock {
-            None => beat != 0,
+            None => beat() != 0,
             Some(clock) => {
                 let limit = clock.per_us.saturating_mul(BEAT_TRUSTED_US);
-                self.heart.beats(beat, (clock.ticks)(), limit)
+                let now = (clock.ticks)();
+                self.heart.beats(beat(), now, limit)
             }
         }
     }
