@@ -276,6 +276,33 @@ fn bench(guest: &mut Guest) -> BTreeMap<String, f64> {
     text.lines().filter_map(line).collect()
 }
 
+const LOCKS: [&str; 7] = [
+    "spin",
+    "spin_irq",
+    "rw_read",
+    "rw_write",
+    "mutex",
+    "rwsem_read",
+    "rwsem_write",
+];
+
+/// The figures once they stay: a kernel that has just booted, or patched itself, still has to do with
+/// other things.
+fn settled(guest: &mut Guest) -> BTreeMap<String, f64> {
+    let mut before = bench(guest);
+    for _ in 0..20 {
+        let now = bench(guest);
+        let same = |lock: &&str| (now[*lock] - before[*lock]).abs() <= 0.002 * before[*lock];
+        if LOCKS.iter().all(|lock| same(&lock)) {
+            return now;
+        }
+        before = now;
+        guest.sh("sleep 1").unwrap();
+    }
+    println!("The figures do not settle: {before:?}");
+    before
+}
+
 #[test]
 fn uncontended_locks_cost_no_instruction_more() {
     let parts = parts!("uncontended_locks_cost_no_instruction_more");
@@ -289,15 +316,15 @@ fn uncontended_locks_cost_no_instruction_more() {
         let watch = Watch::new().unwrap();
         let mut guest = Guest::boot(&parts, &kernel, &machine, watch.socket()).unwrap();
         guest.sh("insmod /ecs_test.ko").unwrap();
-        let without = bench(&mut guest);
+        let without = settled(&mut guest);
         let mut with = BTreeMap::new();
         for sections in ["contended", "all"] {
             guest.load_driver(&format!("sections={sections}")).unwrap();
             watch.wait_for(&[0], PATIENCE).unwrap();
-            with.insert(sections, bench(&mut guest));
+            with.insert(sections, settled(&mut guest));
             guest.sh("rmmod virtio_ecs").unwrap();
         }
-        let again = bench(&mut guest);
+        let again = settled(&mut guest);
         println!(
             "Linux {}, instructions for each lock and unlock:",
             kernel.version()
@@ -308,15 +335,7 @@ fn uncontended_locks_cost_no_instruction_more() {
                 with["contended"][lock], with["all"][lock], again[lock]
             );
         }
-        for lock in [
-            "spin",
-            "spin_irq",
-            "rw_read",
-            "rw_write",
-            "mutex",
-            "rwsem_read",
-            "rwsem_write",
-        ] {
+        for lock in LOCKS {
             let (before, after) = (without[lock], with["contended"][lock]);
             assert!(
                 after <= before * 1.005,
