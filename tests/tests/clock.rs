@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use ecs_tests::linux::{Host, HostVm};
 use ecs_tests::process::until;
-use ecs_tests::{parts, release_program};
+use ecs_tests::{parts, release_program, slow};
 
 /// Time for what takes a second or two.
 const PATIENCE: Duration = Duration::from_secs(90);
@@ -38,6 +38,7 @@ fn value(scraped: &BTreeMap<String, f64>, start: &str) -> f64 {
 
 #[test]
 fn a_clock_that_jumps_changes_no_counter() {
+    slow!("a_clock_that_jumps_changes_no_counter");
     let parts = parts!("a_clock_that_jumps_changes_no_counter", "7.3");
     let host = Host {
         programs: ["vmm-ecs", "ecs-exporter"]
