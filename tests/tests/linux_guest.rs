@@ -293,7 +293,7 @@ fn settled(guest: &mut Guest) -> BTreeMap<String, f64> {
     for _ in 0..20 {
         let now = bench(guest);
         let same = |lock: &&str| (now[*lock] - before[*lock]).abs() <= 0.002 * before[*lock];
-        if LOCKS.iter().all(|lock| same(lock)) {
+        if LOCKS.iter().all(same) {
             return now;
         }
         before = now;
