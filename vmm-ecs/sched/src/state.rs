@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use ecs_policy::{CsSnapshot, Ledger, Params, Turn, VcpuSet, VcpuState, Vm, Wait};
+use ecs_policy::pace::TOGETHER_SLICES;
+use ecs_policy::{CsSnapshot, Ledger, Params, Queue, Turn, VcpuSet, VcpuState, Vm, Wait, queue_of};
 use ecs_shm::{UserRegion, VcpuSlots, VmSlots};
 use ecs_stats::{Histogram, Polls};
 use std::os::fd::OwnedFd;
@@ -165,6 +166,8 @@ pub(crate) struct VmEntry {
     pub(crate) lock_bound: u32,
     /// One of its vCPUs stepped aside for a head that is off the CPU.
     pub(crate) stuck: bool,
+    /// It is so far behind the others that it runs together ([`TOGETHER_SLICES`]).
+    pub(crate) together: bool,
     /// What each vCPU was doing when it was read last. The words of a vCPU stand still while it is
     /// off the CPU: only what it waits for can change then.
     pub(crate) snaps: Vec<CsSnapshot>,
@@ -184,6 +187,16 @@ pub(crate) struct VmEntry {
 }
 
 impl VmEntry {
+    /// Place of one of its vCPUs in its lock queue, if `running` were on their pCPUs.
+    pub(crate) fn place_of(&self, vcpu: usize, running: &VcpuSet) -> Queue {
+        let queue = queue_of(vcpu, &self.snaps, running);
+        if self.together {
+            queue.together()
+        } else {
+            queue
+        }
+    }
+
     pub(crate) fn new(spec: VmSpec, vclock_ns: u64) -> Self {
         let policy = Vm {
             ledger: Ledger::new(spec.weight, vclock_ns),
@@ -198,6 +211,7 @@ impl VmEntry {
             running: VcpuSet::default(),
             lock_bound: 0,
             stuck: false,
+            together: false,
             snaps: Vec::new(),
             preemptions: 0,
             critical: [0; 3],
@@ -489,12 +503,14 @@ impl State {
     /// A VM may stand at most so many slices of virtual time behind the others: time that it did not
     /// use, asleep or spinning without hope, is no credit.
     pub(crate) fn forgo_credit(&mut self, vm: usize, slices: u64) {
-        let slack_ns = slices * self.params.slice_ns;
+        let slice_ns = self.params.slice_ns;
         let Some(vclock_ns) = self.vclock_ns(Some(vm)) else {
             return;
         };
         if let Some(vm) = self.vm_mut(vm) {
-            vm.policy.ledger.wake(vclock_ns, slack_ns);
+            let ledger = &mut vm.policy.ledger;
+            ledger.wake(vclock_ns, slices * slice_ns);
+            vm.together = ledger.vtime_ns() + TOGETHER_SLICES * slice_ns < vclock_ns;
         }
     }
 

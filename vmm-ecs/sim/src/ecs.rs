@@ -7,7 +7,7 @@
 
 use ecs_policy::pace::{
     CREDIT_SLICES, POLL_NS, QUIET_TURNS, REMEMBER_TURNS, SCAN_NS, SHORTEST_NS, SLEEPER_SLICES,
-    VAIN_RINGS,
+    TOGETHER_SLICES, VAIN_RINGS,
 };
 use ecs_policy::{
     Candidate, CsSnapshot, Decision, Event, Input, Leave, Params, Queue, Rank, Turn, Wait,
@@ -209,7 +209,11 @@ impl World {
         }
         let place = queue_of(self.vcpus[id].number.into(), &snaps, &running);
         self.steering.snaps = snaps;
-        place
+        if self.vms[vm].together {
+            place.together()
+        } else {
+            place
+        }
     }
 
     /// Finds the vCPUs of a CPU that could run beside `except`, and how much that would help.
@@ -348,8 +352,11 @@ impl World {
             vclock.least_ns
         };
         if others_ns != NEVER {
-            let slack_ns = slices * self.params.slice_ns;
-            self.vms[vm].books.ledger.wake(others_ns, slack_ns);
+            let slice_ns = self.params.slice_ns;
+            let vm = &mut self.vms[vm];
+            vm.books.ledger.wake(others_ns, slices * slice_ns);
+            let together_ns = TOGETHER_SLICES * slice_ns;
+            vm.together = vm.books.ledger.vtime_ns() + together_ns < others_ns;
         }
     }
 

@@ -72,6 +72,8 @@ pub(crate) struct Vm {
     pub(crate) lock_bound: u32,
     /// One of its vCPUs stepped aside for a head that is off the CPU.
     pub(crate) stuck: bool,
+    /// It is so far behind the others that it runs together.
+    pub(crate) together: bool,
     pub(crate) tally: Tally,
 }
 
@@ -194,6 +196,7 @@ impl World {
             nr_dirty: 0,
             lock_bound: 0,
             stuck: false,
+            together: false,
             tally: Tally::default(),
         });
         let placed = self.vcpus.len();

@@ -6,7 +6,7 @@ use ecs_abi::{VIRTIO_ECS_YIELD_HOPELESS, VIRTIO_ECS_YIELD_RELEASE};
 use ecs_policy::pace::{CREDIT_SLICES, POLL_NS, SCAN_NS, SHORTEST_NS, VAIN_RINGS};
 use ecs_policy::{
     Candidate, Decision, Event, Input, Leave, Params, Queue, Rank, Turn, Wait, aligned_slice_ns,
-    is_dirty, is_urgent, pick, queue_of,
+    is_dirty, is_urgent, pick,
 };
 
 use smallvec::SmallVec;
@@ -159,7 +159,7 @@ fn runnable(state: &mut State, pcpu: usize, except: Option<VcpuId>) -> Few<Runna
         if let Some(except) = except.filter(|except| except.vm == id.vm) {
             running.remove(except.vcpu);
         }
-        let queue = queue_of(id.vcpu, &vm.snaps, &running);
+        let queue = vm.place_of(id.vcpu, &running);
         let rank = Rank::of(&vm.snap(id.vcpu), queue, params);
         found.push(Runnable { id, rank });
     }
@@ -204,7 +204,7 @@ fn decide(state: &mut State, look: &Look<'_>, current: VcpuId, mut turn: Turn) -
     };
     let (snap, queue) = (
         vm.snap(current.vcpu),
-        queue_of(current.vcpu, &vm.snaps, &vm.running),
+        vm.place_of(current.vcpu, &vm.running),
     );
     apart::note(vm, queue);
     let dirty = params.queue_rules && is_dirty(&vm.snaps, &vm.running);
@@ -539,7 +539,7 @@ fn tell_queues(state: &mut State, pcpu: usize, id: VcpuId, extended: bool) -> Op
     }
     let vm = state.vm(id.vm)?;
     let bell = vm.spec.doorbells.iter().any(Option::is_some) && !state.mutes.contains(&id);
-    let hopeless = queue_of(id.vcpu, &vm.snaps, &vm.running) == Queue::Hopeless;
+    let hopeless = vm.place_of(id.vcpu, &vm.running) == Queue::Hopeless;
     match () {
         // Not in step with the guest: a lock taken as regularly as this looks would be met in the
         // same state each time.
