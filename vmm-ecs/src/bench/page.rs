@@ -18,10 +18,10 @@ pub(super) fn render(found: &Found) -> String {
         "<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"/>\
          <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\"/>\
          <title>eCS benchmark</title><style>{STYLE}{}</style></head><body><main>\n\
-         <h1>eCS benchmark</h1><p class=\"lead\">{}</p><p>{}</p>",
+         <h1>eCS benchmark</h1><p class=\"lead\">{}</p>{}",
         dark_plots(),
         escape(&summary::machine(found)),
-        escape(&summary::limit(found)),
+        sentences(&summary::limit(found)),
     );
     for table in [paper::table(found), tables::bars(found)] {
         let _ = write!(page, "<section><h2>{}</h2>", escape(&table.title));
@@ -31,11 +31,22 @@ pub(super) fn render(found: &Found) -> String {
     for file in &found.files {
         let table = tables::of_file(file);
         let _ = write!(page, "<section><h2>{}</h2>", escape(&table.title));
-        page += &plot(file);
+        let _ = write!(page, "<div class=\"pair\">{}</div>", plot(file));
         page += &html(&table);
         page += "</section>\n";
     }
     page + "</main></body></html>\n"
+}
+
+/// Markdown of sentences and one list, as HTML.
+fn sentences(markdown: &str) -> String {
+    let lines = markdown.lines().filter(|line| !line.is_empty());
+    let html = lines.map(|line| match line.strip_prefix("- ") {
+        Some(item) => format!("<li>{}</li>", escape(item)),
+        None => format!("<p>{}</p>", escape(line)),
+    });
+    html.collect::<String>().replacen("<li>", "<ul><li>", 1)
+        + if markdown.contains("- ") { "</ul>" } else { "" }
 }
 
 fn html(table: &Table) -> String {
