@@ -4,7 +4,10 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use ecs_policy::pace::TOGETHER_SLICES;
-use ecs_policy::{CsSnapshot, Ledger, Params, Queue, Turn, VcpuSet, VcpuState, Vm, Wait, queue_of};
+use ecs_policy::{
+    Asides, CsSnapshot, Ledger, Params, Queue, Turn, VcpuSet, VcpuState, Vm, Wait, is_dirty,
+    queue_of,
+};
 use ecs_shm::{UserRegion, VcpuSlots, VmSlots};
 use ecs_stats::{Histogram, Polls};
 use std::os::fd::OwnedFd;
@@ -168,6 +171,10 @@ pub(crate) struct VmEntry {
     pub(crate) stuck: bool,
     /// It is so far behind the others that it runs together ([`TOGETHER_SLICES`]).
     pub(crate) together: bool,
+    /// How often its vCPUs may still step aside.
+    pub(crate) asides: Asides,
+    /// Its spinners stay: it runs together, or they stepped aside too often.
+    pub(crate) patient: bool,
     /// What each vCPU was doing when it was read last. The words of a vCPU stand still while it is
     /// off the CPU: only what it waits for can change then.
     pub(crate) snaps: Vec<CsSnapshot>,
@@ -190,11 +197,17 @@ impl VmEntry {
     /// Place of one of its vCPUs in its lock queue, if `running` were on their pCPUs.
     pub(crate) fn place_of(&self, vcpu: usize, running: &VcpuSet) -> Queue {
         let queue = queue_of(vcpu, &self.snaps, running);
-        if self.together {
+        if self.patient {
             queue.together()
         } else {
             queue
         }
+    }
+
+    /// Whether its vCPUs should give their pCPUs back where they leave a section, for one that is off the
+    /// CPU in a queue.
+    pub(crate) fn is_dirty(&self) -> bool {
+        !self.patient && is_dirty(&self.snaps, &self.running)
     }
 
     pub(crate) fn new(spec: VmSpec, vclock_ns: u64) -> Self {
@@ -212,6 +225,8 @@ impl VmEntry {
             lock_bound: 0,
             stuck: false,
             together: false,
+            asides: Asides::default(),
+            patient: false,
             snaps: Vec::new(),
             preemptions: 0,
             critical: [0; 3],
