@@ -98,12 +98,12 @@ impl World {
             .any(|&(id, rank)| rank == Rank::Head && self.is_stuck(id, current));
         let queue = self.place_of(current, None);
         let snap = self.snap(current);
+        let dirty = self.asks_for_cpus(self.vcpus[current].vm);
         let vcpu = &mut self.vcpus[current];
         let vm = &mut self.vms[vcpu.vm];
         if matches!(queue, Queue::Head | Queue::HeadRuns | Queue::Hopeless) {
             vm.lock_bound = REMEMBER_TURNS;
         }
-        let dirty = self.params.queue_rules && vm.nr_dirty > 0;
         let input = Input {
             event: match event {
                 Event::HandBack if !turn.is_extended() && !dirty => Event::Look,
@@ -134,6 +134,8 @@ impl World {
         let again = !matches!(leave, Leave::Blocked | Leave::Hopeless);
         let chosen = self.choose(cpu, again.then_some(current));
         if leave == Leave::Hopeless {
+            let vm = &mut self.vms[self.vcpus[current].vm];
+            vm.asides.take(self.now_ns, self.params.slice_ns);
             self.hurry_head(cpu, self.vcpus[current].vm);
         }
         if chosen != Some(current) {
@@ -194,6 +196,18 @@ impl World {
 
     // ---- reading ----
 
+    /// Whether the spinners of a VM stay: it runs together, or they stepped aside too often.
+    fn is_patient(&self, vm: VmId) -> bool {
+        let vm = &self.vms[vm];
+        vm.together || !vm.asides.are_left(self.now_ns, self.params.slice_ns)
+    }
+
+    /// Whether the vCPUs of a VM should give their CPUs back where they leave a section, for one that is
+    /// off the CPU in a queue.
+    pub(crate) fn asks_for_cpus(&self, vm: VmId) -> bool {
+        self.params.queue_rules && self.vms[vm].nr_dirty > 0 && !self.is_patient(vm)
+    }
+
     /// A vCPU's place in its lock queue, as if `except` were off the CPU.
     fn place_of(&mut self, id: VcpuId, except: Option<VcpuId>) -> Queue {
         if self.snap(id).wait == Wait::None {
@@ -209,7 +223,7 @@ impl World {
         }
         let place = queue_of(self.vcpus[id].number.into(), &snaps, &running);
         self.steering.snaps = snaps;
-        if self.vms[vm].together {
+        if self.is_patient(vm) {
             place.together()
         } else {
             place

@@ -4,7 +4,7 @@
 //! its doorbell, or the host looks (a tick of [`crate::stock`], a look of [`crate::ecs`]). The
 //! earliest is its leaf in the [`Clock`].
 
-use ecs_policy::{Ledger, Params, Turn, VcpuSet, VcpuState, Vm as Books};
+use ecs_policy::{Asides, Ledger, Params, Turn, VcpuSet, VcpuState, Vm as Books};
 
 use crate::clock::{Clock, NEVER};
 use crate::ecs::Steering;
@@ -74,6 +74,8 @@ pub(crate) struct Vm {
     pub(crate) stuck: bool,
     /// It is so far behind the others that it runs together.
     pub(crate) together: bool,
+    /// How often its vCPUs may still step aside.
+    pub(crate) asides: Asides,
     pub(crate) tally: Tally,
 }
 
@@ -197,6 +199,7 @@ impl World {
             lock_bound: 0,
             stuck: false,
             together: false,
+            asides: Asides::default(),
             tally: Tally::default(),
         });
         let placed = self.vcpus.len();
