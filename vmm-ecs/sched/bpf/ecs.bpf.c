@@ -64,6 +64,9 @@ static void look_and_place(struct vcpu_ref *ref, struct ecs_input *in)
 {
 	look_at(ref, &in->snap);
 	in->queue = queue_place(ref->index, &in->snap);
+	/* It spins for a sibling that holds nothing: for an answer. */
+	if (in->queue == ECS_QUEUE_UNKNOWN && ecs_spins(&in->snap) && in->snap.holder)
+		ref->vm->answers = LOCK_BOUND_TURNS;
 	if (in->queue == ECS_QUEUE_HOPELESS && !steps_aside(ref))
 		in->queue = ECS_QUEUE_UNKNOWN;
 	ref->vcpu->rank = in->queue == ECS_QUEUE_HOPELESS ? ECS_RANK_HOPELESS :

@@ -81,8 +81,14 @@ __noinline int look_around(struct waiting *w __arg_nonnull, __u32 cpu, const str
 		}
 		vtime_ns = vm->vm.ledger.vtime_ns;
 		place_ns = vtime_ns;
-		if (setup.apart && vm->lock_bound && vm->nr_running > (here == (__u32)i))
-			place_ns = ecs_add(place_ns, ecs_boost_ns(policy()));
+		if (setup.apart && vm->nr_running > (here == (__u32)i)) {
+			__u64 boost_ns = ecs_boost_ns(policy());
+
+			if (vm->answers)
+				place_ns = ecs_sub(place_ns, boost_ns);
+			else if (vm->lock_bound)
+				place_ns = ecs_add(place_ns, boost_ns);
+		}
 		if (w->vm == NO_VM || place_ns < first_ns) {
 			w->vm = i;
 			w->vm_vtime_ns = vtime_ns;

@@ -80,6 +80,8 @@ struct ecs_vm_state {
 	__u32 epoch;		/* of the VM these books are of */
 	__u32 first;		/* vCPU the others wait for, plus one; 0: none */
 	__u32 lock_bound;	/* turns for which it still counts as waiting for its own locks */
+	__u32 answers;		/* the same, as waiting for answers of its own vCPUs */
+	__u32 reserved1;
 	__u32 stuck;		/* a vCPU is off the CPU inside a lock queue */
 };
 

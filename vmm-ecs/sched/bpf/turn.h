@@ -62,6 +62,7 @@ static void adopt(struct vcpu_ref *ref)
 		vm->first = 0;
 		vm->stuck = 0;
 		vm->lock_bound = 0;
+		vm->answers = 0;
 		vm->epoch = epoch;
 		close_books(ref);
 		record(ref, ECS_OP_NEW, seq, weight, clock, NULL, NULL);
@@ -168,6 +169,8 @@ __noinline int survey(__u32 index, const struct ecs_snapshot *own __arg_nonnull,
 		holds = ecs_holds(&snap) && !ecs_spins(&snap);
 		ended = !snap.idle && snap.wait == ECS_WAIT_ENDED;
 		stuck |= holds || ecs_spins(&snap);
+		if (vm->answers && own->wait == ECS_WAIT_PENDING && own->holder == (__u32)i + 1)
+			best = i + 1;
 		if (!holds && !ended)
 			continue;
 		if (!head)
@@ -241,6 +244,8 @@ __noinline int begin_turn(__u32 index, __u32 cpu_index)
 	taken = ecs_turn_start(&ref.vcpu->turn, policy(), &ref.vm->vm, &ref.vcpu->state, bonus_ns);
 	if (ref.vm->lock_bound)
 		ref.vm->lock_bound--;
+	if (ref.vm->answers)
+		ref.vm->answers--;
 	close_books(&ref);
 	record(&ref, ECS_OP_START, seq, bonus_ns, taken, NULL, NULL);
 	cpu->bonus_ns = taken;
