@@ -73,7 +73,7 @@ catalogue! {
         "Debt at which a VM gets no more extensions.";
     HOST_EXTENSION_DURATION: Histogram, "ecs_host_extension_duration_seconds", "seconds",
         ["section"], "Time from grant to end of an extension.";
-    HOST_CRITICAL_STALL: Histogram, "ecs_host_critical_stall_seconds", "seconds", [],
+    HOST_CRITICAL_STALL: Histogram, "ecs_host_critical_stall_seconds", "seconds", ["section"],
         "Time a vCPU was off the CPU while inside a critical section.";
     HOST_GRANT_LATENCY: Histogram, "ecs_host_grant_latency_seconds", "seconds", [],
         "Time the grant decision took in the scheduler.";
