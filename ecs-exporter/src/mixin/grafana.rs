@@ -435,11 +435,15 @@ impl Panel {
             .zip('A'..='Z')
             .map(|((_, title), id)| (column(id), title.as_str().into()))
             .collect();
+        // Rows are joined if all they share is the same: the names of the metrics are not.
         json!([
-            { "id": "merge", "options": {} },
             { "id": "organize", "options": {
                 "excludeByName": { "Time": true, "__name__": true },
-                "renameByName": names, "indexByName": {},
+                "renameByName": {}, "indexByName": {},
+            }},
+            { "id": "merge", "options": {} },
+            { "id": "organize", "options": {
+                "excludeByName": {}, "renameByName": names, "indexByName": {},
             }},
         ])
     }
