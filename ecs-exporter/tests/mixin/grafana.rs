@@ -149,6 +149,15 @@ fn panels_of_grafana_draw_the_dashboards() {
                 _ => assert!(text.lines().count() > 1, "{}", problem()),
             }
         }
+        // The VM that gets too little is not shown as a good one.
+        let losses = browser.eval(
+            "[...document.querySelectorAll('[role=gridcell]')].filter((it) => it.innerText.trim() === '-20.0%') \
+             .map((it) => getComputedStyle(it.querySelector('a') ?? it).color)",
+        );
+        for color in losses.as_array().unwrap() {
+            assert_eq!(color, "rgb(242, 73, 92)", "{name}");
+        }
+        assert_eq!(losses.as_array().unwrap().is_empty(), name == "ecs-vm");
         // Icons and fonts come from Grafana's server.
         let mut complaints = browser.complaints();
         complaints.retain(|complaint| !complaint.contains("/public/"));

@@ -57,11 +57,11 @@ pub(in crate::mixin) fn host(t: &Thresholds) -> Dashboard {
             "VMs",
             "One row a VM, newest values. A click leads to the VM.",
         )
-        .column(
+        .column_between(
             "Deviation",
             "vm:ecs_share_deviation:ratio{@}",
-            "percentunit",
-            &[(ORANGE, drift)],
+            -drift,
+            drift,
         )
         .column(
             "CPU ready",
