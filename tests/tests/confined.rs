@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use ecs_microvm::WorkloadKind;
+use ecs_microvm::{VmConfig, WorkloadKind};
 use ecs_tests::linux::HostVm;
 use ecs_tests::process::{Signal, until};
 use ecs_tests::scheduling::Scheduling;
@@ -44,10 +44,15 @@ fn ran(command: &mut Command) -> Result<(), String> {
     output.status.success().then_some(()).ok_or(last)
 }
 
-/// Two VMs that want the same CPUs, in the same locks.
+/// Two VMs that want the same CPUs, and were there before any daemon.
 fn vms(rig: &Rig) -> [TestVm; 2] {
     ["vm1", "vm2"].map(|name| {
-        let mut vm = rig.vm(&rig.vm_config(name, WorkloadKind::Ticket)).unwrap();
+        let mut vm = rig
+            .vm(&VmConfig {
+                device_wait_ms: 1,
+                ..rig.vm_config(name, WorkloadKind::Ticket)
+            })
+            .unwrap();
         vm.go().unwrap();
         vm
     })
@@ -61,24 +66,29 @@ fn the_daemon_does_with_what_its_unit_leaves_it() {
         skip!(test, "units cannot be imitated here: {reason}");
     }
     // Not every build and kernel has the programs.
-    let serve = |command, controller: &str| {
+    // A daemon, and whether it tells guests at once. All daemons of a rig write one log.
+    let mut late = 0;
+    let mut serve = |command, controller: &str| {
         let config = rig.config(&format!("controller = \"{controller}\""), &["vm1", "vm2"]);
-        rig.serve_by(command, &config).unwrap()
+        let daemon = rig.serve_by(command, &config).unwrap();
+        let before = std::mem::replace(&mut late, daemon.said().matches(TELLS_LATE).count());
+        (daemon, late == before)
     };
-    let has_programs = scx_program().unwrap().is_ok()
-        && !serve(rig.command(), "observe").said().contains(TELLS_LATE);
+    let has_programs = scx_program().unwrap().is_ok() && serve(rig.command(), "observe").1;
     for controller in ["observe", "userspace"] {
         for units in [vec![unit()], vec![unit(), drop_in()]] {
-            let start = || serve(confined(&units, rig.program()), controller);
-            let mut daemon = start();
-            let tells = !daemon.said().contains(TELLS_LATE);
+            let vms = vms(&rig);
+            let tids = vms.iter().flat_map(|vm| vm.vcpus().unwrap());
+            let original: Vec<_> = tids
+                .map(|tid| (tid, Scheduling::of(tid).unwrap()))
+                .collect();
+            let mut start = || serve(confined(&units, rig.program()), controller);
+            let (mut daemon, tells) = start();
             println!(
                 "{controller}, {} files: tells at once: {tells}",
                 units.len()
             );
             assert_eq!(tells, has_programs && units.len() == 2, "{controller}");
-            let vms = vms(&rig);
-            let tids: Vec<_> = vms.iter().flat_map(|vm| vm.vcpus().unwrap()).collect();
             rig.stats_when("vm1", |vm| {
                 vm.preemptions > 10 && (controller == "observe" || vm.grants.total() > 10)
             })
@@ -86,15 +96,15 @@ fn the_daemon_does_with_what_its_unit_leaves_it() {
             // By its watchdog, which is confined as it is, and by itself.
             for signal in [Signal::SIGKILL, Signal::SIGTERM] {
                 if signal == Signal::SIGTERM {
-                    daemon = start();
+                    (daemon, _) = start();
                     rig.registered("vm1", 2).unwrap();
                 }
                 daemon.signal(signal).unwrap();
                 let status = daemon.wait().unwrap();
                 assert_eq!(status.success(), signal == Signal::SIGTERM, "{status}");
                 until("every thread put back", PATIENCE, || {
-                    let mut all = tids.iter().map(|tid| Scheduling::of(*tid).unwrap());
-                    all.all(|thread| thread.attr.policy == 0 && thread.cpus.cpus().len() == 2)
+                    let mut all = original.iter();
+                    all.all(|(tid, original)| Scheduling::of(*tid).unwrap() == *original)
                         .then_some(())
                 })
                 .unwrap();
