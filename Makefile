@@ -1,12 +1,17 @@
 # The two commands a newcomer needs; everything else is `cargo xtask`.
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
-.PHONY: demo test test-full setup
+.PHONY: demo bench test test-full setup
 
 # Over-committed VMs with and without eCS. Options: make demo ARGS="--seconds 5 --vcpus 4"
 demo: setup
 	@cargo build --release -p vmm-ecs -p ecs-exporter
 	@target/release/vmm-ecs demo $(ARGS)
+
+# Every claim with its scenario, on and off, in half an hour: docs/evaluation.md. A part of it: make bench ARGS=bench/ticket
+bench: setup
+	-@sh xtask/scx.sh install
+	@cargo xtask bench $(ARGS)
 
 # Everything this machine can check; what it cannot is listed at the end.
 test: setup

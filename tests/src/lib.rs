@@ -9,7 +9,8 @@
 //! lists. [`workspace_program`] builds and finds a program of this workspace, [`release_program`]
 //! one as it is released. [`header`] and [`cc`] read and compile the C side of the ABI. A [`Rig`]
 //! has two CPUs to itself and starts real daemons ([`Daemon`]) and real VMs ([`TestVm`]) on them;
-//! [`linux`] boots real Linux guests. The cases are in `tests/`.
+//! [`hints`] wakes a neighbour of a vCPU and reads what its guest is told; [`linux`] boots real Linux
+//! guests and hosts, for which [`host_program`] builds what runs in them. The cases are in `tests/`.
 //!
 //! # Invariants
 //! A skip always has a name and a reason. Programs are up to date with the sources when a test
@@ -22,6 +23,7 @@
 
 pub mod cc;
 pub mod header;
+pub mod hints;
 pub mod linux;
 pub mod process;
 pub mod scheduling;
@@ -32,7 +34,7 @@ mod rig;
 mod vm;
 
 pub use daemon::Daemon;
-pub use program::{release_program, scx_program, static_test, workspace_program};
+pub use program::{host_program, release_program, scx_program, static_test, workspace_program};
 pub use rig::Rig;
 pub use vm::TestVm;
 

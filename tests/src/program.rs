@@ -12,7 +12,7 @@ use anyhow::{Context, bail};
 /// # Errors
 /// If cargo cannot build it, with cargo's own words.
 pub fn workspace_program(name: &str) -> anyhow::Result<PathBuf> {
-    build(name, &profile()?)
+    build(name, name, &profile()?)
 }
 
 /// Builds the program `name` of the package of the same name as it is released, whatever the
@@ -21,7 +21,16 @@ pub fn workspace_program(name: &str) -> anyhow::Result<PathBuf> {
 /// # Errors
 /// If cargo cannot build it, with cargo's own words.
 pub fn release_program(name: &str) -> anyhow::Result<PathBuf> {
-    build(name, "release")
+    build(name, name, "release")
+}
+
+/// Builds a program of `tests/src/bin`, which runs within a host, and returns its path. As released:
+/// the embedded KVM guest cannot run code with debug checks.
+///
+/// # Errors
+/// If cargo cannot build it, with cargo's own words.
+pub fn host_program(name: &str) -> anyhow::Result<PathBuf> {
+    build("ecs-tests", name, "release")
 }
 
 /// Builds `vmm-ecs` as it is released, with the controller in the kernel; the reason where this
@@ -62,10 +71,10 @@ pub fn static_test(package: &str, name: &str) -> anyhow::Result<PathBuf> {
     executable(command, name)
 }
 
-fn build(name: &str, profile: &str) -> anyhow::Result<PathBuf> {
+fn build(package: &str, name: &str, profile: &str) -> anyhow::Result<PathBuf> {
     let mut command = cargo();
     command
-        .args(["build", "--package", name, "--bin", name])
+        .args(["build", "--package", package, "--bin", name])
         .args(["--profile", profile]);
     // One and the same program in all tests: building it twice takes a minute.
     if name == "vmm-ecs" && scx_is_missing()?.is_none() {

@@ -36,7 +36,7 @@ fn usage_is_printed_for_whatever_it_does_not_know() {
             &output.stderr
         };
         let said = String::from_utf8_lossy(said);
-        for command in ["setup", "check", "test", "test-full"] {
+        for command in ["setup", "check", "test", "test-full", "bench"] {
             assert!(
                 said.contains(&format!("\n  {command} ")),
                 "{arguments:?} printed {said}"

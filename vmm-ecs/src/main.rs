@@ -4,6 +4,7 @@
 //! wires is in the crates beside it.
 
 mod advise;
+mod bench;
 mod check;
 mod cli;
 mod config;

@@ -41,6 +41,8 @@ Commands:
              --debug-kernel  builds a guest kernel that looks on: KASAN, lockdep, kmemleak, KUnit
   check      Formatting, lints and documentation
   test       check, then every test
+  bench      Every benchmark scenario, into target/bench.json and target/bench.html; options and names
+             are those of vmm-ecs bench
   test-full  test, with the slow cases
 ";
 
@@ -53,6 +55,7 @@ fn main() -> anyhow::Result<ExitCode> {
         ["stacks", "--headers"] => return Ok(exit_code(script(HEADERS)?)),
         ["stacks", "--debug-kernel"] => return Ok(exit_code(script(DEBUG_KERNEL)?)),
         ["check"] => check::run()?,
+        ["bench", options @ ..] => return bench(options),
         ["test"] => everything(test::Extent::Usual)?,
         ["test-full"] => everything(test::Extent::Full)?,
         ["help" | "--help" | "-h"] => {
@@ -65,6 +68,22 @@ fn main() -> anyhow::Result<ExitCode> {
         }
     };
     Ok(close(&tally))
+}
+
+/// Builds the programs as a user would, and runs `vmm-ecs bench`.
+fn bench(options: &[&str]) -> anyhow::Result<ExitCode> {
+    let mut build = cargo(&["build", "--release", "--package", "vmm-ecs"]);
+    if !build.args(features()?).status()?.success() {
+        return Ok(ExitCode::FAILURE);
+    }
+    let mut command = Command::new(root().join("target/release/vmm-ecs"));
+    command.arg("bench").current_dir(root());
+    if !options.iter().any(|option| option.starts_with("--from")) {
+        command.args(["--json", "target/bench.json", "--html", "target/bench.html"]);
+    }
+    let status = command.args(options).status();
+    let status = status.context("Cannot run vmm-ecs bench")?;
+    Ok(exit_code(status.success()))
 }
 
 /// Fetches what tests of Linux guests need.

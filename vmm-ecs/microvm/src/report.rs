@@ -47,6 +47,8 @@ pub struct Handoff {
     pub p50_ns: u64,
     /// 99th percentile, ns.
     pub p99_ns: u64,
+    /// 99.9th percentile, ns.
+    pub p999_ns: u64,
 }
 
 /// What became of the eCS device.
@@ -172,6 +174,7 @@ pub(crate) fn handoff(shared: &Shared, vcpus: usize, ns_per_tick: f64) -> Handof
         nr,
         p50_ns: percentile(0.50),
         p99_ns: percentile(0.99),
+        p999_ns: percentile(0.999),
     }
 }
 

@@ -20,6 +20,7 @@
 #![no_std]
 #![forbid(unsafe_code)]
 
+mod aside;
 mod epoch;
 mod fair;
 mod ledger;
@@ -30,6 +31,7 @@ mod queue;
 mod snapshot;
 mod turn;
 
+pub use aside::Asides;
 pub use epoch::{aligned_slice_ns, even_vtime_ns, latin_distance};
 pub use fair::{Claim, split_fairly};
 pub use ledger::{Books, Ledger};

@@ -14,6 +14,9 @@ pub const VAIN_RINGS: u32 = 32;
 pub const CREDIT_SLICES: u64 = 64;
 /// The same for one that slept.
 pub const SLEEPER_SLICES: u64 = 1;
+/// Slices of virtual time behind the others from which a VM runs together: its spinners no longer step
+/// aside, so that the next slice has all of them on their pCPUs at once (docs/adr/0010-together.md).
+pub const TOGETHER_SLICES: u64 = 8;
 /// Turns for which a VM counts as lock-bound after one of its vCPUs was seen in a lock queue.
 pub const REMEMBER_TURNS: u32 = 32;
 /// Slice ends without a section, in a row, after which a pCPU is released to the host's scheduler.

@@ -28,7 +28,7 @@ impl Default for Params {
         Self {
             slice_ns: 3_000_000,
             extension_ns: 1_000_000,
-            budget_ns: 10_000_000,
+            budget_ns: 32_000_000,
             cooldown_max: 64,
             extensions: true,
             queue_rules: true,

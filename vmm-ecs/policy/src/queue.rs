@@ -58,6 +58,18 @@ pub enum Queue {
     Unknown,
 }
 
+impl Queue {
+    /// The same place of a vCPU whose VM runs together: nobody waits there without hope, as those it
+    /// waits for are about to run.
+    #[must_use]
+    pub fn together(self) -> Self {
+        match self {
+            Self::Hopeless => Self::Unknown,
+            place => place,
+        }
+    }
+}
+
 /// Finds the place of vCPU `me` among the vCPUs of its VM. Linear in the number of vCPUs.
 #[must_use]
 pub fn queue_of(me: usize, snaps: &[CsSnapshot], running: &VcpuSet) -> Queue {

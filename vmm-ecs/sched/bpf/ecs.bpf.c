@@ -49,11 +49,22 @@ static void let_run_on(struct task_struct *p, struct ecs_cpu *cpu)
 	set_endless(cpu, true);
 }
 
+/*
+ * Whether spinners without hope leave their CPUs: not where their VM is so far behind that its vCPUs
+ * are about to run all at once (docs/adr/0010-together.md).
+ */
+static bool steps_aside(const struct vcpu_ref *ref)
+{
+	__u64 together_ns = ecs_mul(TOGETHER_SLICES, setup.params.slice_ns);
+
+	return setup.step_aside && ecs_add(ref->vm->vm.ledger.vtime_ns, together_ns) >= vclock_ns;
+}
+
 static void look_and_place(struct vcpu_ref *ref, struct ecs_input *in)
 {
 	look_at(ref, &in->snap);
 	in->queue = queue_place(ref->index, &in->snap);
-	if (!setup.step_aside && in->queue == ECS_QUEUE_HOPELESS)
+	if (in->queue == ECS_QUEUE_HOPELESS && !steps_aside(ref))
 		in->queue = ECS_QUEUE_UNKNOWN;
 	ref->vcpu->rank = in->queue == ECS_QUEUE_HOPELESS ? ECS_RANK_HOPELESS :
 			  ecs_holds(&in->snap) || in->queue == ECS_QUEUE_HEAD ? ECS_RANK_HEAD :
@@ -456,7 +467,7 @@ static bool stays(struct task_struct *current, struct ecs_cpu *state, __u64 now_
 	/* An extension is watched all the time, a slice less and less. */
 	if (!state->ends_with_section && !ref.vm->stuck)
 		state->look_ns = ecs_mul(state->look_ns, 2);
-	if (place == ECS_QUEUE_HOPELESS && setup.step_aside && setup.params.queue_rules)
+	if (place == ECS_QUEUE_HOPELESS && setup.params.queue_rules && steps_aside(&ref))
 		return false;
 	return !state->ends_with_section ||
 	       ecs_section_of(policy(), &snap, place) != ECS_SECTION_NONE;

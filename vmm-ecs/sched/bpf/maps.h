@@ -143,11 +143,6 @@ static bool find_vcpu(struct vcpu_ref *ref, __u32 number)
 	return number && vcpu_by_index(ref, number - 1);
 }
 
-static struct ecs_thread *thread_of(struct task_struct *p)
-{
-	return bpf_task_storage_get(&threads, p, NULL, 0);
-}
-
 static __u32 vcpu_number(struct task_struct *p)
 {
 	struct ecs_thread *thread = thread_of(p);

@@ -160,6 +160,17 @@ static bool run_next(__u32 cpu, __u32 first, __u32 here, struct waiting *w, __u6
 	return scx_bpf_dsq_move_to_local(DSQ_PINNED + cpu) || scx_bpf_dsq_move_to_local(DSQ_HOST);
 }
 
+/*
+ * Makes a CPU that runs its vCPU without an end in sight come for work. The guest hears of it from
+ * here, at once: the CPU comes an interrupt later. Dispatch books it, and takes it back if somebody
+ * else took the work.
+ */
+static __always_inline void call_from(__s32 cpu, const struct ecs_cpu *state)
+{
+	tell_wanted(state->tid);
+	scx_bpf_kick_cpu(cpu, SCX_KICK_PREEMPT);
+}
+
 /* Makes a CPU come for work: an idle one, or one that runs its vCPU without an end in sight. */
 static void call_for(struct task_struct *p)
 {
@@ -176,14 +187,14 @@ static void call_for(struct task_struct *p)
 	cpu = scx_bpf_task_cpu(p);
 	state = cpu_state(cpu);
 	if (state && state->endless && bpf_cpumask_test_cpu(cpu, p->cpus_ptr)) {
-		scx_bpf_kick_cpu(cpu, SCX_KICK_PREEMPT);
+		call_from(cpu, state);
 		return;
 	}
 	bpf_for(i, 0, setup.nr_cpus) {
 		state = cpu_state(i);
 		if (!state || !state->endless || !bpf_cpumask_test_cpu(i, p->cpus_ptr))
 			continue;
-		scx_bpf_kick_cpu(i, SCX_KICK_PREEMPT);
+		call_from(i, state);
 		return;
 	}
 }

@@ -33,14 +33,6 @@ struct tell_cpu {
 
 struct tell_cpu cpus[ECS_MAX_CPUS];
 
-struct task_struct *bpf_task_from_pid(__s32 pid) __ksym;
-void bpf_task_release(struct task_struct *p) __ksym;
-
-static struct ecs_thread *thread_of(struct task_struct *p)
-{
-	return bpf_task_storage_get(&threads, p, NULL, 0);
-}
-
 static struct tell_cpu *cpu_at(__u32 cpu)
 {
 	barrier_var(cpu);
@@ -122,18 +114,13 @@ int BPF_PROG(ecs_tell_switch, bool preempt, struct task_struct *prev, struct tas
 static int woken(struct task_struct *p)
 {
 	struct tell_cpu *cpu = cpu_at(p->thread_info.cpu);
-	struct task_struct *curr;
 
 	if (!cpu || !cpu->vcpu || cpu->since_ns || (looker && p->tgid == looker))
 		return 0;
 	if (!is_overloaded(cpu, rq_of(p)) && !(looker && thread_of(p)))
 		return 0;
-	curr = bpf_task_from_pid(cpu->tid);
-	if (!curr)
-		return 0;
-	tell_overloaded(thread_of(curr), true);
+	tell_wanted(cpu->tid);
 	cpu->since_ns = bpf_ktime_get_ns();
-	bpf_task_release(curr);
 	return 0;
 }
 

@@ -31,6 +31,28 @@ struct {
 	__type(value, struct ecs_thread);
 } threads SEC(".maps");
 
+struct task_struct *bpf_task_from_pid(__s32 pid) __ksym;
+void bpf_task_release(struct task_struct *p) __ksym;
+
+static struct ecs_thread *thread_of(struct task_struct *p)
+{
+	return bpf_task_storage_get(&threads, p, NULL, 0);
+}
+
+/* Tells the vCPU of a thread that its CPU is wanted; whichever CPU this is. */
+static __always_inline void tell_wanted(__s32 tid)
+{
+	struct task_struct *p = bpf_task_from_pid(tid);
+	struct ecs_thread *thread;
+
+	if (!p)
+		return;
+	thread = thread_of(p);
+	if (thread && thread->host)
+		thread->host->overloaded = 1;
+	bpf_task_release(p);
+}
+
 /* Never read: they carry whole types, not only their names, into the compiled object. */
 const volatile struct virtio_ecs_host_line type_of_host_lines;
 const volatile struct virtio_ecs_guest_line type_of_guest_lines;

@@ -9,6 +9,8 @@
 
 /* Turns for which a VM whose vCPU was seen in a lock queue counts as waiting for its own locks. */
 #define LOCK_BOUND_TURNS	64
+/* Slices of virtual time behind the clock from which a VM runs together. */
+#define TOGETHER_SLICES		8
 
 /*
  * The books of a VM change between these two. No helper may be called meanwhile. Returns the number

@@ -3,7 +3,11 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use ecs_policy::{CsSnapshot, Ledger, Params, Section, Turn, VcpuSet, VcpuState, Vm, Wait};
+use ecs_policy::pace::TOGETHER_SLICES;
+use ecs_policy::{
+    Asides, CsSnapshot, Ledger, Params, Queue, Section, Turn, VcpuSet, VcpuState, Vm, Wait,
+    is_dirty, queue_of,
+};
 use ecs_shm::{UserRegion, VcpuSlots, VmSlots};
 use ecs_stats::{Histogram, Polls};
 use std::os::fd::OwnedFd;
@@ -165,6 +169,12 @@ pub(crate) struct VmEntry {
     pub(crate) lock_bound: u32,
     /// One of its vCPUs stepped aside for a head that is off the CPU.
     pub(crate) stuck: bool,
+    /// It is so far behind the others that it runs together ([`TOGETHER_SLICES`]).
+    pub(crate) together: bool,
+    /// How often its vCPUs may still step aside.
+    pub(crate) asides: Asides,
+    /// Its spinners stay: it runs together, or they stepped aside too often.
+    pub(crate) patient: bool,
     /// What each vCPU was doing when it was read last. The words of a vCPU stand still while it is
     /// off the CPU: only what it waits for can change then.
     pub(crate) snaps: Vec<CsSnapshot>,
@@ -184,6 +194,22 @@ pub(crate) struct VmEntry {
 }
 
 impl VmEntry {
+    /// Place of one of its vCPUs in its lock queue, if `running` were on their pCPUs.
+    pub(crate) fn place_of(&self, vcpu: usize, running: &VcpuSet) -> Queue {
+        let queue = queue_of(vcpu, &self.snaps, running);
+        if self.patient {
+            queue.together()
+        } else {
+            queue
+        }
+    }
+
+    /// Whether its vCPUs should give their pCPUs back where they leave a section, for one that is off the
+    /// CPU in a queue.
+    pub(crate) fn is_dirty(&self) -> bool {
+        !self.patient && is_dirty(&self.snaps, &self.running)
+    }
+
     pub(crate) fn new(spec: VmSpec, vclock_ns: u64) -> Self {
         let policy = Vm {
             ledger: Ledger::new(spec.weight, vclock_ns),
@@ -198,6 +224,9 @@ impl VmEntry {
             running: VcpuSet::default(),
             lock_bound: 0,
             stuck: false,
+            together: false,
+            asides: Asides::default(),
+            patient: false,
             snaps: Vec::new(),
             preemptions: 0,
             critical: [0; 3],
@@ -489,12 +518,14 @@ impl State {
     /// A VM may stand at most so many slices of virtual time behind the others: time that it did not
     /// use, asleep or spinning without hope, is no credit.
     pub(crate) fn forgo_credit(&mut self, vm: usize, slices: u64) {
-        let slack_ns = slices * self.params.slice_ns;
+        let slice_ns = self.params.slice_ns;
         let Some(vclock_ns) = self.vclock_ns(Some(vm)) else {
             return;
         };
         if let Some(vm) = self.vm_mut(vm) {
-            vm.policy.ledger.wake(vclock_ns, slack_ns);
+            let ledger = &mut vm.policy.ledger;
+            ledger.wake(vclock_ns, slices * slice_ns);
+            vm.together = ledger.vtime_ns() + TOGETHER_SLICES * slice_ns < vclock_ns;
         }
     }
 

@@ -86,6 +86,33 @@ impl SchedAttr {
         }
     }
 
+    /// `SCHED_OTHER` with an EEVDF slice of its own, ns (Linux 6.12; 0.1 to 100 ms).
+    #[must_use]
+    pub fn long_slice(runtime_ns: u64) -> Self {
+        Self {
+            runtime_ns,
+            ..Self::other(0)
+        }
+    }
+
+    /// `SCHED_BATCH`: does not preempt when it wakes up.
+    #[must_use]
+    pub fn batch() -> Self {
+        Self {
+            policy: 3,
+            ..Self::sized()
+        }
+    }
+
+    /// `SCHED_RR` with a priority of 1 to 99; threads it creates are ordinary ones.
+    #[must_use]
+    pub fn round_robin(priority: u32) -> Self {
+        Self {
+            policy: 2,
+            ..Self::fifo(priority)
+        }
+    }
+
     /// `SCHED_IDLE`: runs when nobody else of the fair class wants to.
     #[must_use]
     pub fn idle() -> Self {

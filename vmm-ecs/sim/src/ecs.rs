@@ -7,7 +7,7 @@
 
 use ecs_policy::pace::{
     CREDIT_SLICES, POLL_NS, QUIET_TURNS, REMEMBER_TURNS, SCAN_NS, SHORTEST_NS, SLEEPER_SLICES,
-    VAIN_RINGS,
+    TOGETHER_SLICES, VAIN_RINGS,
 };
 use ecs_policy::{
     Candidate, CsSnapshot, Decision, Event, Input, Leave, Params, Queue, Rank, Turn, Wait,
@@ -98,12 +98,12 @@ impl World {
             .any(|&(id, rank)| rank == Rank::Head && self.is_stuck(id, current));
         let queue = self.place_of(current, None);
         let snap = self.snap(current);
+        let dirty = self.asks_for_cpus(self.vcpus[current].vm);
         let vcpu = &mut self.vcpus[current];
         let vm = &mut self.vms[vcpu.vm];
         if matches!(queue, Queue::Head | Queue::HeadRuns | Queue::Hopeless) {
             vm.lock_bound = REMEMBER_TURNS;
         }
-        let dirty = self.params.queue_rules && vm.nr_dirty > 0;
         let input = Input {
             event: match event {
                 Event::HandBack if !turn.is_extended() && !dirty => Event::Look,
@@ -134,6 +134,8 @@ impl World {
         let again = !matches!(leave, Leave::Blocked | Leave::Hopeless);
         let chosen = self.choose(cpu, again.then_some(current));
         if leave == Leave::Hopeless {
+            let vm = &mut self.vms[self.vcpus[current].vm];
+            vm.asides.take(self.now_ns, self.params.slice_ns);
             self.hurry_head(cpu, self.vcpus[current].vm);
         }
         if chosen != Some(current) {
@@ -194,6 +196,18 @@ impl World {
 
     // ---- reading ----
 
+    /// Whether the spinners of a VM stay: it runs together, or they stepped aside too often.
+    fn is_patient(&self, vm: VmId) -> bool {
+        let vm = &self.vms[vm];
+        vm.together || !vm.asides.are_left(self.now_ns, self.params.slice_ns)
+    }
+
+    /// Whether the vCPUs of a VM should give their CPUs back where they leave a section, for one that is
+    /// off the CPU in a queue.
+    pub(crate) fn asks_for_cpus(&self, vm: VmId) -> bool {
+        self.params.queue_rules && self.vms[vm].nr_dirty > 0 && !self.is_patient(vm)
+    }
+
     /// A vCPU's place in its lock queue, as if `except` were off the CPU.
     fn place_of(&mut self, id: VcpuId, except: Option<VcpuId>) -> Queue {
         if self.snap(id).wait == Wait::None {
@@ -209,7 +223,11 @@ impl World {
         }
         let place = queue_of(self.vcpus[id].number.into(), &snaps, &running);
         self.steering.snaps = snaps;
-        place
+        if self.is_patient(vm) {
+            place.together()
+        } else {
+            place
+        }
     }
 
     /// Finds the vCPUs of a CPU that could run beside `except`, and how much that would help.
@@ -348,8 +366,11 @@ impl World {
             vclock.least_ns
         };
         if others_ns != NEVER {
-            let slack_ns = slices * self.params.slice_ns;
-            self.vms[vm].books.ledger.wake(others_ns, slack_ns);
+            let slice_ns = self.params.slice_ns;
+            let vm = &mut self.vms[vm];
+            vm.books.ledger.wake(others_ns, slices * slice_ns);
+            let together_ns = TOGETHER_SLICES * slice_ns;
+            vm.together = vm.books.ledger.vtime_ns() + together_ns < others_ns;
         }
     }
 

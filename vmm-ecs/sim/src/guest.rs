@@ -479,9 +479,10 @@ impl World {
         if !self.arm.steers() || self.cpus[cpu].current != Some(id) {
             return;
         }
-        let vm = &self.vms[self.vcpus[id].vm];
+        let id = self.vcpus[id].vm;
+        let vm = &self.vms[id];
         let extended = self.cpus[cpu].turn.is_some_and(|turn| turn.is_extended());
-        let dirty = self.params.queue_rules && vm.nr_dirty > 0;
+        let dirty = self.asks_for_cpus(id);
         if vm.work.rings() && (extended || dirty) {
             self.ring(cpu);
         }
@@ -489,8 +490,8 @@ impl World {
 
     /// A vCPU begins to spin, or spins on: it rings when it has done so for a while without hope.
     fn spin_on(&mut self, cpu: CpuId, id: VcpuId) {
-        let vm = &self.vms[self.vcpus[id].vm];
-        let hopeless = self.params.queue_rules && vm.work.rings() && vm.nr_dirty > 0;
+        let vm = self.vcpus[id].vm;
+        let hopeless = self.vms[vm].work.rings() && self.asks_for_cpus(vm);
         let this = &mut self.cpus[cpu];
         this.ring_ns = if hopeless {
             this.since_ns.max(self.now_ns) + HOPELESS_AFTER_NS
@@ -520,8 +521,7 @@ impl World {
             return;
         };
         let vcpu = &self.vcpus[id];
-        let vm = &self.vms[vcpu.vm];
-        let again = vcpu.phase == Phase::Spin && vm.nr_dirty > 0;
+        let again = vcpu.phase == Phase::Spin && self.asks_for_cpus(vcpu.vm);
         self.cpus[cpu].ring_ns = if again {
             self.now_ns + HOPELESS_AGAIN_NS
         } else {

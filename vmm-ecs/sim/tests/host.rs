@@ -160,6 +160,21 @@ fn a_convoy_forms_without_ecs_and_dissolves_with_it() {
 }
 
 #[test]
+fn a_vm_in_a_convoy_of_long_sections_gets_its_share() {
+    for extension_us in [500, 1000, 2000, 3000] {
+        let host = format!(
+            "duration_ms = 3000\n[host]\ncores = 4\n[policy]\nextension_us = {extension_us}\n\
+             budget_us = 10000"
+        );
+        let scenario = scenario(&host, &[vm("ticket", 4, 500.0, 50.0, "count = 2")]);
+        let report = run(&scenario, Arm::Ecs, 1).unwrap();
+        judge(&scenario, &report);
+        let off = report.share_deviation_percent;
+        assert!(off < 0.5, "extensions of {extension_us} us: {off} %");
+    }
+}
+
+#[test]
 fn a_guest_that_pins_its_counts_gains_nothing() {
     let vms = [
         vm("ticket", 2, 5.0, 5.0, "guest = \"pin_counts\""),

@@ -4,6 +4,7 @@ use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
 use ecs_microvm::Waiters;
+use ecs_sched::sys::SchedAttr;
 
 use crate::config::{ConfigFile, ControllerChoice};
 
@@ -17,6 +18,12 @@ pub(crate) enum Arm {
     Poll,
     /// The same, and waiters poll or halt as the observing vmm-ecs tells them.
     Hints,
+    /// The host's own scheduler with slices of 100 ms, the longest it takes.
+    LongSlice,
+    /// The host's own scheduler, vCPUs as `SCHED_BATCH`.
+    Batch,
+    /// vCPUs as `SCHED_RR`: the real-time class, up to its own limit of the CPU.
+    RoundRobin,
     /// The controller rotates vCPUs, without extensions and queue rules.
     Rotate,
     /// The controller extends holders, without the queue rules.
@@ -37,6 +44,9 @@ impl Arm {
             Self::Stock => "stock scheduler",
             Self::Poll => "stock, waiters poll",
             Self::Hints => "stock, waiters told",
+            Self::LongSlice => "stock, slices of 100 ms",
+            Self::Batch => "stock, SCHED_BATCH",
+            Self::RoundRobin => "stock, SCHED_RR",
             Self::Rotate => "controller, no extensions",
             Self::HolderOnly => "extensions, no queue rules",
             Self::Halt => "eCS, waiters halt",
@@ -47,7 +57,12 @@ impl Arm {
     /// Turns a configuration into this arm's; `steering` is the controller of those that steer.
     pub(crate) fn apply(self, file: &mut ConfigFile, steering: ControllerChoice) {
         let (controller, extensions, queue_rules) = match self {
-            Self::Stock | Self::Poll | Self::Hints => (ControllerChoice::Observe, false, false),
+            Self::Stock
+            | Self::Poll
+            | Self::Hints
+            | Self::LongSlice
+            | Self::Batch
+            | Self::RoundRobin => (ControllerChoice::Observe, false, false),
             Self::Rotate => (steering, false, false),
             Self::HolderOnly => (steering, true, false),
             Self::Halt | Self::Ecs => (steering, true, true),
@@ -57,10 +72,22 @@ impl Arm {
         file.policy.queue_rules = queue_rules;
     }
 
+    /// How its vCPU threads are scheduled where nobody steers them; None: as every other thread.
+    pub(crate) fn threads(self) -> Option<SchedAttr> {
+        match self {
+            Self::LongSlice => Some(SchedAttr::long_slice(100_000_000)),
+            Self::Batch => Some(SchedAttr::batch()),
+            Self::RoundRobin => Some(SchedAttr::round_robin(1)),
+            _ => None,
+        }
+    }
+
     /// How its VMs wait for locks that they could wait for asleep.
     pub(crate) fn waiters(self) -> Waiters {
         match self {
-            Self::Stock | Self::Halt => Waiters::Halt,
+            Self::Stock | Self::LongSlice | Self::Batch | Self::RoundRobin | Self::Halt => {
+                Waiters::Halt
+            }
             Self::Poll => Waiters::Poll,
             Self::Hints | Self::Rotate | Self::HolderOnly | Self::Ecs => Waiters::Wise,
         }

@@ -1,7 +1,7 @@
 //! Numbers for people: few digits, thousands apart.
 
 /// A number to three digits or more, `gap` between its thousands; a dash where there is none.
-pub(super) fn number(value: f64, gap: char) -> String {
+pub(crate) fn number(value: f64, gap: char) -> String {
     if !value.is_finite() {
         return "–".to_owned();
     }
@@ -18,12 +18,12 @@ pub(super) fn number(value: f64, gap: char) -> String {
 }
 
 /// A number, not negative, without a fraction, `gap` between its thousands.
-pub(super) fn whole(value: f64, gap: char) -> String {
+pub(crate) fn whole(value: f64, gap: char) -> String {
     grouped(&format!("{value:.0}"), gap)
 }
 
 /// Puts `gap` before every third of many digits.
-pub(super) fn grouped(digits: &str, gap: char) -> String {
+pub(crate) fn grouped(digits: &str, gap: char) -> String {
     let mut out = String::new();
     for (index, digit) in digits.chars().enumerate() {
         if index > 0 && (digits.len() - index).is_multiple_of(3) {

@@ -1,5 +1,7 @@
 //! What one run gave, and how it comes out of the daemon's counters.
 
+use std::ops::AddAssign;
+
 use anyhow::bail;
 use ecs_microvm::Progress;
 use ecs_policy::{Claim, split_fairly};
@@ -79,12 +81,19 @@ impl RunReport {
         self.per_second(self.counters.critical_stall_us as f64 / 1e3)
     }
 
-    /// Hand-over of the lock in the VM where it takes longest, us: median and 99th percentile.
-    /// None if no VM handed a lock to a waiter.
-    pub(crate) fn handoff_us(&self) -> Option<(f64, f64)> {
-        let slowest = |of: fn(&VmRun) -> f64| self.vms.iter().map(of).fold(0.0, f64::max);
-        let (median, slow) = (slowest(|vm| vm.handoff_us.0), slowest(|vm| vm.handoff_us.1));
-        (slow > 0.0).then_some((median, slow))
+    /// Hand-over of the lock in the VM where it takes longest. None if no VM handed a lock to a
+    /// waiter.
+    pub(crate) fn handoff_us(&self) -> Option<HandoffUs> {
+        let slowest = |of: fn(&HandoffUs) -> f64| {
+            let vms = self.vms.iter().map(|vm| of(&vm.handoff_us));
+            vms.fold(0.0, f64::max)
+        };
+        let slowest = HandoffUs {
+            p50: slowest(|us| us.p50),
+            p99: slowest(|us| us.p99),
+            p999: slowest(|us| us.p999),
+        };
+        (slowest.p99 > 0.0).then_some(slowest)
     }
 
     fn per_second(&self, count: f64) -> f64 {
@@ -94,6 +103,15 @@ impl RunReport {
             0.0
         }
     }
+}
+
+/// Time a released lock took to its next owner, where that one waited, us: median and high
+/// percentiles. Zeros where none waited.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct HandoffUs {
+    pub(crate) p50: f64,
+    pub(crate) p99: f64,
+    pub(crate) p999: f64,
 }
 
 /// One VM of a run.
@@ -109,9 +127,8 @@ pub(crate) struct VmRun {
     pub(crate) entitled_s: f64,
     /// Waiters found asleep although their wait had ended.
     pub(crate) lost_wakeups: u64,
-    /// Time a released lock took to its next owner, where that one waited, us: median and 99th
-    /// percentile. Zeros where none waited.
-    pub(crate) handoff_us: (f64, f64),
+    /// Hand-over of its locks.
+    pub(crate) handoff_us: HandoffUs,
     /// Over time: seconds since the start, lock operations a second, CPU seconds received so far.
     pub(crate) timeline: Timeline,
 }
@@ -174,26 +191,37 @@ impl RunCounters {
     }
 
     pub(super) fn since(&self, before: &Self) -> Self {
+        self.with(before, |now, before| now - before)
+    }
+
+    /// Each counter with that of `other`.
+    fn with(&self, other: &Self, f: fn(u64, u64) -> u64) -> Self {
         Self {
-            requests: self.requests - before.requests,
-            grants: self.grants - before.grants,
-            denials: self.denials - before.denials,
-            yielded: self.yielded - before.yielded,
-            expired: self.expired - before.expired,
-            revoked: self.revoked - before.revoked,
-            aborted: self.aborted - before.aborted,
-            preemptions: self.preemptions - before.preemptions,
-            critical_preemptions: self.critical_preemptions - before.critical_preemptions,
-            critical_stall_us: self.critical_stall_us - before.critical_stall_us,
-            stepped_aside: self.stepped_aside - before.stepped_aside,
-            wakeups: self.wakeups - before.wakeups,
-            polls_paid: self.polls_paid - before.polls_paid,
-            polls_wasted: self.polls_wasted - before.polls_wasted,
-            poll_us: self.poll_us - before.poll_us,
-            extension_us: self.extension_us - before.extension_us,
-            rotations: self.rotations - before.rotations,
-            doorbells: self.doorbells - before.doorbells,
+            requests: f(self.requests, other.requests),
+            grants: f(self.grants, other.grants),
+            denials: f(self.denials, other.denials),
+            yielded: f(self.yielded, other.yielded),
+            expired: f(self.expired, other.expired),
+            revoked: f(self.revoked, other.revoked),
+            aborted: f(self.aborted, other.aborted),
+            preemptions: f(self.preemptions, other.preemptions),
+            critical_preemptions: f(self.critical_preemptions, other.critical_preemptions),
+            critical_stall_us: f(self.critical_stall_us, other.critical_stall_us),
+            stepped_aside: f(self.stepped_aside, other.stepped_aside),
+            wakeups: f(self.wakeups, other.wakeups),
+            polls_paid: f(self.polls_paid, other.polls_paid),
+            polls_wasted: f(self.polls_wasted, other.polls_wasted),
+            poll_us: f(self.poll_us, other.poll_us),
+            extension_us: f(self.extension_us, other.extension_us),
+            rotations: f(self.rotations, other.rotations),
+            doorbells: f(self.doorbells, other.doorbells),
         }
+    }
+}
+
+impl AddAssign for RunCounters {
+    fn add_assign(&mut self, other: Self) {
+        *self = self.with(&other, |sum, other| sum + other);
     }
 }
 

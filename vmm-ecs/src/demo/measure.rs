@@ -10,10 +10,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, bail};
 use ecs_microvm::{Guest, Progress, VmConfig, VmReport, Workload};
-use ecs_sched::sys::CpuSet;
+use ecs_sched::sys::{CpuSet, Tid};
 use ecs_stats::{Snapshot, read_snapshot};
 
-use super::figures::{RunReport, steady_rate, summary, timeline, vm_name};
+use super::figures::{HandoffUs, RunReport, steady_rate, summary, timeline, vm_name};
 use super::process::{Exporter, Guarded, Message, VmProcess, last_word};
 use super::{Arm, DemoOptions, PATIENCE, Scenario};
 use crate::config::{ConfigFile, ControllerChoice, PolicySection, VmSection};
@@ -43,16 +43,29 @@ pub(crate) struct Bench {
 impl Bench {
     /// Prepares a runtime directory of its own.
     pub(crate) fn new(options: &DemoOptions) -> anyhow::Result<Self> {
-        let pcpus = match &options.pcpus {
-            Some(list) => CpuSet::parse(list)
-                .map_err(|part| anyhow!("{list:?} is no list of CPUs at {part:?}"))?,
-            None => CpuSet::of_thread(0).context("Cannot read which CPUs we may use")?,
-        };
         let stop = Arc::new(AtomicBool::new(false));
         for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
             signal_hook::flag::register(signal, stop.clone())
                 .context("Cannot listen to signals")?;
         }
+        Self::prepare(options, ecs_microvm::work::calibrate(), stop)
+    }
+
+    /// Another one, for other options, whose VMs do the same work in the same time.
+    pub(crate) fn another(&self, options: &DemoOptions) -> anyhow::Result<Self> {
+        Self::prepare(options, self.iterations_per_us, self.stop.clone())
+    }
+
+    fn prepare(
+        options: &DemoOptions,
+        iterations_per_us: f64,
+        stop: Arc<AtomicBool>,
+    ) -> anyhow::Result<Self> {
+        let pcpus = match &options.pcpus {
+            Some(list) => CpuSet::parse(list)
+                .map_err(|part| anyhow!("{list:?} is no list of CPUs at {part:?}"))?,
+            None => CpuSet::of_thread(0).context("Cannot read which CPUs we may use")?,
+        };
         Ok(Self {
             dir: tempfile::Builder::new().prefix("vmm-ecs-demo-").tempdir()?,
             program: std::env::current_exe().context("Cannot find our own program")?,
@@ -62,7 +75,7 @@ impl Bench {
             controller: options.controller,
             policy: options.policy.clone(),
             scenario: options.scenario.clone(),
-            iterations_per_us: ecs_microvm::work::calibrate(),
+            iterations_per_us,
             stop,
         })
     }
@@ -136,10 +149,12 @@ impl Bench {
             // Not of the whole life: while VMs start and end, one after another, others have more CPU.
             vm.ops_per_s = steady_rate(&samples).unwrap_or_else(|| last.ops_per_s());
             vm.lost_wakeups = last.lost_wakeups;
-            vm.handoff_us = (
-                last.handoff.p50_ns as f64 / 1e3,
-                last.handoff.p99_ns as f64 / 1e3,
-            );
+            let us = |ns: u64| ns as f64 / 1e3;
+            vm.handoff_us = HandoffUs {
+                p50: us(last.handoff.p50_ns),
+                p99: us(last.handoff.p99_ns),
+                p999: us(last.handoff.p999_ns),
+            };
             vm.timeline = timeline(&samples);
             report.vcpus_are = format!("{} ({})", last.kind_used.name(), last.why);
         }
@@ -216,6 +231,13 @@ impl Bench {
                 .filter(|vm| vm.vcpus.len() == scenario.vcpus)
                 .count();
             if complete == scenario.vms {
+                if let Some(attr) = arm.threads() {
+                    let threads = snapshot.vms.iter().flat_map(|vm| &vm.vcpus);
+                    for vcpu in threads {
+                        let set = attr.set(Tid::try_from(vcpu.tid)?);
+                        set.with_context(|| format!("Cannot schedule vCPUs as {arm:?}"))?;
+                    }
+                }
                 return Ok(vms);
             }
             if Instant::now() > deadline {
@@ -230,7 +252,10 @@ impl Bench {
 
     fn start_vm(&self, arm: Arm, scenario: &Scenario, index: usize) -> anyhow::Result<VmProcess> {
         let name = vm_name(index);
-        let workload = Workload::new(scenario.workload.parse()?, scenario.in_us, scenario.out_us);
+        let workload = Workload {
+            read_pct: scenario.read_pct,
+            ..Workload::new(scenario.workload.parse()?, scenario.in_us, scenario.out_us)
+        };
         let config = VmConfig {
             kind: scenario.kind.parse()?,
             socket: Some(self.dir.path().join(format!("{name}.sock"))),

@@ -5,12 +5,12 @@
 //! same work. Arms are interleaved, run by run, so that whatever else the machine does hits all.
 
 mod arm;
-mod bars;
-mod digits;
+pub(crate) mod digits;
 mod figures;
-mod html;
+pub(crate) mod html;
 mod measure;
 mod process;
+mod scenario;
 mod table;
 
 use std::io::Write;
@@ -21,56 +21,11 @@ use anyhow::{Context, bail};
 use serde::{Deserialize, Serialize};
 
 pub(crate) use arm::Arm;
-pub(crate) use bars::run_bars;
-pub(crate) use figures::RunReport;
+pub(crate) use figures::{HandoffUs, RunCounters, RunReport, VmRun};
 pub(crate) use measure::Bench;
+pub(crate) use scenario::Scenario;
 
 use crate::config::{ControllerChoice, PolicySection};
-
-/// What the VMs do, and how long.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub(crate) struct Scenario {
-    /// Number of VMs.
-    pub(crate) vms: usize,
-    /// vCPUs a VM.
-    pub(crate) vcpus: usize,
-    /// `ticket`, `queue`, `rwlock`, `irq`, `blocking` or `compute`.
-    pub(crate) workload: String,
-    /// Time inside the section, us.
-    pub(crate) in_us: f64,
-    /// Time between two sections, us.
-    pub(crate) out_us: f64,
-    /// Length of a run, s.
-    pub(crate) seconds: f64,
-    /// Runs an arm.
-    pub(crate) runs: usize,
-    /// `auto`, `kvm` or `thread`.
-    pub(crate) kind: String,
-    /// Weight of each VM; 100 where none is given.
-    pub(crate) weights: Vec<u32>,
-    /// VMs, by index, that annotate nothing.
-    pub(crate) unhinted: Vec<usize>,
-    /// VMs, by index, that pin their counts for ever.
-    pub(crate) pinning: Vec<usize>,
-}
-
-impl Default for Scenario {
-    fn default() -> Self {
-        Self {
-            vms: 2,
-            vcpus: 2,
-            workload: "ticket".to_owned(),
-            in_us: 5.0,
-            out_us: 5.0,
-            seconds: 2.0,
-            runs: 5,
-            kind: "auto".to_owned(),
-            weights: Vec::new(),
-            unhinted: Vec::new(),
-            pinning: Vec::new(),
-        }
-    }
-}
 
 /// What a whole demo found; `--json` writes it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -140,7 +95,7 @@ pub(crate) struct Machine {
 }
 
 impl Machine {
-    fn read() -> Self {
+    pub(crate) fn read() -> Self {
         let first = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
         let cpu = first("/proc/cpuinfo")
             .lines()
@@ -175,6 +130,35 @@ pub(crate) struct DemoOptions {
     pub(crate) html: Option<PathBuf>,
     pub(crate) keep: bool,
     pub(crate) quiet: bool,
+}
+
+impl DemoOptions {
+    /// The real run of a scenario file, of `arms`.
+    ///
+    /// # Errors
+    /// What of the scenario has no real run.
+    pub(crate) fn of_file(file: &ecs_sim::Scenario, arms: Vec<Arm>) -> anyhow::Result<Self> {
+        Ok(Self {
+            scenario: Scenario::try_from(file)?,
+            arms,
+            controller: ControllerChoice::Userspace,
+            policy: PolicySection {
+                slice_us: file.policy.slice_us,
+                extension_us: file.policy.extension_us,
+                budget_us: file.policy.budget_us,
+                cooldown_max: file.policy.cooldown_max,
+                ..PolicySection::default()
+            },
+            alone: false,
+            pcpus: Some(format!("0-{}", file.nr_cpus() - 1)),
+            mechanism: "rt".to_owned(),
+            record: None,
+            json: None,
+            html: None,
+            keep: false,
+            quiet: true,
+        })
+    }
 }
 
 /// The file that is standard output.
@@ -312,10 +296,6 @@ pub(crate) fn compare(
         })
         .collect();
     let ops_of = |arm: Arm| find(&arms, arm).map(|arm| arm.ops_per_s);
-    let ratio = |over: Option<f64>, under: Option<f64>| match (over, under) {
-        (Some(over), Some(under)) if under > 0.0 => Some(over / under),
-        _ => None,
-    };
     let ecs = find(&arms, Arm::Ecs);
     let alone_ops_per_s = (!alone_ops.is_empty()).then(|| median(&alone_ops));
     Ok(Report {
@@ -331,6 +311,12 @@ pub(crate) fn compare(
         alone_ops_per_s,
         arms,
     })
+}
+
+/// One figure over another; none where one is missing, or nothing to divide by.
+pub(crate) fn ratio(over: Option<f64>, under: Option<f64>) -> Option<f64> {
+    let under = under.filter(|&under| under > 0.0)?;
+    Some(over? / under)
 }
 
 /// Extensions that ended because the section ended, over all slice ends inside a section.

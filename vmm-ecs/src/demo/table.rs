@@ -116,8 +116,8 @@ pub(super) fn render(report: &Report) -> String {
 fn handoffs(arms: &[ArmReport]) -> String {
     let mut out = String::new();
     for arm in arms {
-        let half = arm.median_if_any(|run| run.handoff_us().map(|(median, _)| median));
-        let slow = arm.median_if_any(|run| run.handoff_us().map(|(_, slow)| slow));
+        let half = arm.median_if_any(|run| run.handoff_us().map(|us| us.p50));
+        let slow = arm.median_if_any(|run| run.handoff_us().map(|us| us.p99));
         let (Some(half), Some(slow)) = (half, slow) else {
             continue;
         };
@@ -141,13 +141,17 @@ fn thousands(value: f64) -> String {
 mod tests {
     use super::*;
     use crate::demo::Arm;
-    use crate::demo::figures::VmRun;
+    use crate::demo::figures::{HandoffUs, VmRun};
 
     fn arm(arm: Arm, handoffs_us: &[[(f64, f64); 2]]) -> ArmReport {
         let run = |vms: &[(f64, f64); 2]| RunReport {
             vms: vms
-                .map(|handoff_us| VmRun {
-                    handoff_us,
+                .map(|(p50, p99)| VmRun {
+                    handoff_us: HandoffUs {
+                        p50,
+                        p99,
+                        p999: p99,
+                    },
                     ..VmRun::default()
                 })
                 .to_vec(),

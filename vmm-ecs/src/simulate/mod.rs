@@ -175,7 +175,7 @@ fn text_of(file: &str) -> anyhow::Result<String> {
     std::fs::read_to_string(file).with_context(|| format!("Cannot read {file}"))
 }
 
-fn read(file: &str) -> anyhow::Result<Vec<Point>> {
+pub(crate) fn read(file: &str) -> anyhow::Result<Vec<Point>> {
     let text = text_of(file)?;
     if Fleet::is_named_in(&text) {
         bail!("{file} is a fleet: say with --openmetrics where its metrics go");

@@ -6,12 +6,11 @@
 
 use std::process::ExitCode;
 
-use anyhow::{Context, bail};
-use ecs_sim::{Guest, Kind, Point, Report, VmSection};
+use anyhow::Context;
+use ecs_sim::{Point, Report, VmSection};
 
 use super::{Arms, Simulated, read};
-use crate::config::{ControllerChoice, PolicySection};
-use crate::demo::{self, Arm, Bench, DemoOptions, RunReport, Scenario};
+use crate::demo::{self, Arm, Bench, DemoOptions, RunReport};
 
 /// Difference between a simulated and a measured throughput ratio that the project allows itself.
 const ALLOWED_PERCENT: f64 = 10.0;
@@ -31,7 +30,9 @@ pub(super) fn run(files: &[String], seed: Option<u64>) -> anyhow::Result<ExitCod
     );
     for file in files {
         for point in read(file)? {
-            let options = options(&point).with_context(|| format!("{file} has no real run"))?;
+            let arms = vec![Arm::Stock, Arm::Ecs];
+            let options = DemoOptions::of_file(&point.scenario, arms)
+                .with_context(|| format!("{file} has no real run"))?;
             let simulated = Simulated::of(file, &point, Arms::Both.list(), seed)?;
             let bench = Bench::new(&options)?;
             let measured = demo::compare(&bench, &options, &|text| eprintln!("{text}"))?;
@@ -148,79 +149,15 @@ fn same(arm: Arm) -> Option<ecs_sim::Arm> {
         Arm::Ecs => Some(ecs_sim::Arm::Ecs),
         // Simulated waiters halt or spin by the arm.
         Arm::Poll | Arm::Hints | Arm::Halt => None,
+        // Nor are these simulated.
+        Arm::LongSlice | Arm::Batch | Arm::RoundRobin => None,
     }
-}
-
-/// The real run of a scenario.
-fn options(point: &Point) -> anyhow::Result<DemoOptions> {
-    let scenario = &point.scenario;
-    let Some(first) = scenario.vms.first() else {
-        bail!("It has no VM");
-    };
-    let work = &first.workload;
-    let (mut weights, mut unhinted, mut pinning) = (Vec::new(), Vec::new(), Vec::new());
-    for section in &scenario.vms {
-        let other = &section.workload;
-        if section.vcpus != first.vcpus
-            || (other.kind, other.in_us, other.out_us) != (work.kind, work.in_us, work.out_us)
-        {
-            bail!("Its VMs are not alike");
-        }
-        if section.pcpus.is_some() || other.locks != 1 {
-            bail!("The demo's VMs use every CPU, and one lock each");
-        }
-        if other.kind == Kind::RwLock && other.read_pct != 90 {
-            bail!("The demo's readers and writers read 90 % of the time");
-        }
-        for _ in 0..section.count {
-            let index = weights.len();
-            weights.push(section.weight);
-            if !section.enlightened {
-                unhinted.push(index);
-            }
-            if section.guest == Guest::PinCounts {
-                pinning.push(index);
-            }
-        }
-    }
-    let policy = &scenario.policy;
-    Ok(DemoOptions {
-        scenario: Scenario {
-            vms: weights.len(),
-            vcpus: first.vcpus,
-            workload: work.kind.name().to_owned(),
-            in_us: work.in_us,
-            out_us: work.out_us,
-            seconds: scenario.duration_ms as f64 / 1e3,
-            runs: usize::try_from(scenario.runs)?,
-            weights,
-            unhinted,
-            pinning,
-            ..Scenario::default()
-        },
-        arms: vec![Arm::Stock, Arm::Ecs],
-        controller: ControllerChoice::Userspace,
-        policy: PolicySection {
-            slice_us: policy.slice_us,
-            extension_us: policy.extension_us,
-            budget_us: policy.budget_us,
-            cooldown_max: policy.cooldown_max,
-            ..PolicySection::default()
-        },
-        alone: false,
-        pcpus: Some(format!("0-{}", scenario.nr_cpus() - 1)),
-        mechanism: "rt".to_owned(),
-        record: None,
-        json: None,
-        html: None,
-        keep: false,
-        quiet: true,
-    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::demo::Scenario;
     use ecs_sim::EXAMPLES;
 
     #[test]
@@ -230,10 +167,9 @@ mod tests {
             .filter(|(name, _)| name.starts_with("validation/"))
         {
             for point in read(name).unwrap() {
-                let options = options(&point).unwrap();
-                assert_eq!(options.scenario.vms, point.scenario.vms[0].count, "{name}");
-                let workload: Result<ecs_microvm::WorkloadKind, _> =
-                    options.scenario.workload.parse();
+                let real = Scenario::try_from(&point.scenario).unwrap();
+                assert_eq!(real.vms, point.scenario.vms[0].count, "{name}");
+                let workload: Result<ecs_microvm::WorkloadKind, _> = real.workload.parse();
                 assert!(workload.is_ok(), "{name}");
             }
         }
@@ -243,10 +179,11 @@ mod tests {
     fn what_the_demo_cannot_do_is_refused() {
         let point = &read("budget").unwrap()[0];
         assert!(
-            options(point).is_ok(),
+            Scenario::try_from(&point.scenario).is_ok(),
             "a VM that pins its counts is one the demo has"
         );
         let many = &read("paper-80-cores").unwrap()[0];
-        assert!(options(many).unwrap_err().to_string().contains("one lock"));
+        let error = Scenario::try_from(&many.scenario).unwrap_err();
+        assert!(error.to_string().contains("one lock"));
     }
 }

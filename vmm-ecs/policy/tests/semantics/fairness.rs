@@ -104,7 +104,10 @@ fn in_the_long_run_all_that_was_taken_back_was_passed_on() {
 
 #[test]
 fn debt_is_bounded_and_what_is_forgiven_is_counted() {
-    let params = Params::default();
+    let params = Params {
+        budget_ns: 10 * MS,
+        ..Params::default()
+    };
     let mut ledger = Ledger::new(100, 0);
     ledger.borrow(25 * MS, &params);
     assert_eq!((ledger.debt_ns(), ledger.forgiven_ns()), (10 * MS, 15 * MS));

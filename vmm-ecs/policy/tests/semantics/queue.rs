@@ -48,6 +48,34 @@ fn a_hopeless_spinner_steps_aside_at_once_and_is_credited() {
 }
 
 #[test]
+fn a_vm_that_runs_together_keeps_its_spinners_and_loses_nothing_else() {
+    let places = [
+        Queue::NotWaiting,
+        Queue::Head,
+        Queue::HeadRuns,
+        Queue::Unknown,
+    ];
+    for place in places {
+        assert_eq!(place.together(), place);
+    }
+    let place = Queue::Hopeless.together();
+    let mut bench = Bench::new();
+    assert_eq!(
+        bench.look_in(MS, pending(LOCK), place),
+        Decision::Keep { for_ns: 2 * MS }
+    );
+    assert!(
+        matches!(
+            bench.look_in(2 * MS, pending(LOCK), place),
+            Decision::Leave(Leave::SliceEnd)
+        ),
+        "no extension for one that waits for nobody who runs"
+    );
+    let rank = Rank::of(&pending(LOCK), place, &Params::default());
+    assert_eq!(rank, Rank::Ready, "and it is a candidate like others");
+}
+
+#[test]
 fn the_credit_is_at_most_one_slice() {
     let mut bench = Bench::new();
     for _ in 0..50 {

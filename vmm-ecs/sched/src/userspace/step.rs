@@ -6,7 +6,7 @@ use ecs_abi::{VIRTIO_ECS_YIELD_HOPELESS, VIRTIO_ECS_YIELD_RELEASE};
 use ecs_policy::pace::{CREDIT_SLICES, POLL_NS, SCAN_NS, SHORTEST_NS, VAIN_RINGS};
 use ecs_policy::{
     Candidate, Decision, Event, Input, Leave, Params, Queue, Rank, Turn, Wait, aligned_slice_ns,
-    is_dirty, is_urgent, pick, queue_of,
+    is_urgent, pick,
 };
 
 use smallvec::SmallVec;
@@ -62,7 +62,7 @@ pub(crate) fn step(state: &mut State, look: &Look<'_>) -> u64 {
         return IDLE_NS;
     };
     let (current, turn, released) = (pcpu.current, pcpu.turn, pcpu.released);
-    read_members(state, look.pcpu);
+    read_members(state, look);
     if released {
         if stays_released(state, look.pcpu) {
             // Nobody was asked to ring here.
@@ -118,13 +118,18 @@ enum Next {
 // ---- reading ----
 
 /// Reads what may have changed of the vCPUs here; of every vCPU of a VM where one of them waits.
-fn read_members(state: &mut State, pcpu: usize) {
-    let State { pcpus, vms, .. } = state;
-    let Some(pcpu) = pcpus.get(pcpu) else { return };
+fn read_members(state: &mut State, look: &Look<'_>) {
+    let State {
+        pcpus, vms, params, ..
+    } = state;
+    let Some(pcpu) = pcpus.get(look.pcpu) else {
+        return;
+    };
     for id in &pcpu.members {
         let Some(vm) = vms.get_mut(id.vm).and_then(Option::as_mut) else {
             continue;
         };
+        vm.patient = vm.together || !vm.asides.are_left(look.now_ns, params.slice_ns);
         vm.refresh(id.vcpu);
         if vm.snap(id.vcpu).wait != Wait::None {
             vm.read();
@@ -159,7 +164,7 @@ fn runnable(state: &mut State, pcpu: usize, except: Option<VcpuId>) -> Few<Runna
         if let Some(except) = except.filter(|except| except.vm == id.vm) {
             running.remove(except.vcpu);
         }
-        let queue = queue_of(id.vcpu, &vm.snaps, &running);
+        let queue = vm.place_of(id.vcpu, &running);
         let rank = Rank::of(&vm.snap(id.vcpu), queue, params);
         found.push(Runnable { id, rank });
     }
@@ -204,10 +209,10 @@ fn decide(state: &mut State, look: &Look<'_>, current: VcpuId, mut turn: Turn) -
     };
     let (snap, queue) = (
         vm.snap(current.vcpu),
-        queue_of(current.vcpu, &vm.snaps, &vm.running),
+        vm.place_of(current.vcpu, &vm.running),
     );
     apart::note(vm, queue);
-    let dirty = params.queue_rules && is_dirty(&vm.snaps, &vm.running);
+    let dirty = params.queue_rules && vm.is_dirty();
     let Some(vcpu) = vm.vcpus.get_mut(current.vcpu).and_then(Option::as_mut) else {
         return Next::Rotate {
             from: None,
@@ -289,6 +294,7 @@ fn decide(state: &mut State, look: &Look<'_>, current: VcpuId, mut turn: Turn) -
             let again = !matches!(leave, Leave::Blocked | Leave::Hopeless);
             let chosen = choose_among(state, look, &others, again.then_some(current));
             if leave == Leave::Hopeless {
+                note_aside(state, look, current.vm);
                 hurry_head(state, look.pcpu, current.vm);
             }
             if chosen != Some(current)
@@ -320,6 +326,14 @@ fn is_stuck(state: &State, head: VcpuId, current: VcpuId) -> bool {
                 vtime_ns(head).unwrap_or(u64::MAX),
                 vtime_ns(current).unwrap_or(0),
             ))
+}
+
+/// A vCPU of this VM steps aside.
+fn note_aside(state: &mut State, look: &Look<'_>, vm: usize) {
+    let slice_ns = state.params.slice_ns;
+    if let Some(vm) = state.vm_mut(vm) {
+        vm.asides.take(look.now_ns, slice_ns);
+    }
 }
 
 /// A vCPU of this VM stepped aside because the head of its queue is off the CPU: makes the agent of
@@ -498,7 +512,7 @@ fn tell_vm(state: &mut State, vm: usize, here: Option<(usize, bool)>) -> bool {
     let Some(vm) = state.vm_mut(vm) else {
         return false;
     };
-    let dirty = queue_rules && is_dirty(&vm.snaps, &vm.running);
+    let dirty = queue_rules && vm.is_dirty();
     let running = vm.running;
     for (index, vcpu) in vm.vcpus.iter_mut().enumerate() {
         let Some(vcpu) = vcpu.as_mut().filter(|_| running.contains(index)) else {
@@ -539,7 +553,7 @@ fn tell_queues(state: &mut State, pcpu: usize, id: VcpuId, extended: bool) -> Op
     }
     let vm = state.vm(id.vm)?;
     let bell = vm.spec.doorbells.iter().any(Option::is_some) && !state.mutes.contains(&id);
-    let hopeless = queue_of(id.vcpu, &vm.snaps, &vm.running) == Queue::Hopeless;
+    let hopeless = vm.place_of(id.vcpu, &vm.running) == Queue::Hopeless;
     match () {
         // Not in step with the guest: a lock taken as regularly as this looks would be met in the
         // same state each time.

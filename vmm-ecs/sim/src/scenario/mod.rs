@@ -122,6 +122,10 @@ pub struct Scenario {
     /// The controller's policy, as in the daemon's configuration.
     #[serde(default)]
     pub policy: PolicySection,
+    /// `[bench]`: what a real run of it compares and promises. The simulator leaves it to `vmm-ecs
+    /// bench`.
+    #[serde(default, skip_serializing_if = "toml::Table::is_empty")]
+    pub bench: toml::Table,
     /// The VMs.
     #[serde(rename = "vm")]
     pub vms: Vec<VmSection>,

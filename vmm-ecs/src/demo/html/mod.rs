@@ -2,11 +2,11 @@
 //!
 //! The page loads nothing and runs no script: inline CSS, inline SVG.
 
-mod plot;
+pub(crate) mod plot;
 mod shares;
 #[cfg(test)]
 mod tests;
-mod text;
+pub(crate) mod text;
 
 use std::fmt::Write;
 
@@ -17,7 +17,7 @@ use plot::{
 };
 use text::{count, escape, none, number, plural, seconds, table_of};
 
-const STYLE: &str = include_str!("style.css");
+pub(crate) const STYLE: &str = include_str!("style.css");
 
 const WORDS: &str = "<section><h2>Words</h2><dl class=\"words\">
 <dt>Lock operation</dt><dd>Taking a lock, working inside its section, and releasing it: the work \
@@ -264,17 +264,19 @@ fn all_runs(report: &Report) -> String {
 /// A column of the table of all runs, and its figure.
 type Column = (&'static str, fn(&RunReport) -> String);
 
-const COLUMNS: [Column; 27] = [
+const COLUMNS: [Column; 28] = [
     ("ops/s", |run| number(run.ops_per_s())),
     ("preempted/s", |run| number(run.preemptions_per_s())),
     ("critical/s", |run| number(run.critical_preemptions_per_s())),
     ("stalled, ms/s", |run| number(run.stalled_ms_per_s())),
     ("hand-over median, us", |run| {
-        run.handoff_us()
-            .map_or_else(none, |(median, _)| number(median))
+        run.handoff_us().map_or_else(none, |us| number(us.p50))
     }),
     ("hand-over 99 %, us", |run| {
-        run.handoff_us().map_or_else(none, |(_, slow)| number(slow))
+        run.handoff_us().map_or_else(none, |us| number(us.p99))
+    }),
+    ("hand-over 99.9 %, us", |run| {
+        run.handoff_us().map_or_else(none, |us| number(us.p999))
     }),
     ("share off, %", |run| {
         run.share_deviation_percent.map_or_else(none, number)

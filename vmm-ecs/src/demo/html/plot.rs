@@ -14,17 +14,17 @@ use super::text::{escape, tick};
 
 /// A colour: as drawn, and in its place on a dark page.
 #[derive(Clone, Copy)]
-pub(super) struct Paint(pub(super) RGBColor, RGBColor);
+pub(crate) struct Paint(pub(crate) RGBColor, RGBColor);
 
-pub(super) const INK: Paint = Paint(RGBColor(0x1f, 0x1f, 0x1d), RGBColor(0xf0, 0xef, 0xea));
+pub(crate) const INK: Paint = Paint(RGBColor(0x1f, 0x1f, 0x1d), RGBColor(0xf0, 0xef, 0xea));
 const MUTED: Paint = Paint(RGBColor(0x5f, 0x5e, 0x5a), RGBColor(0xb0, 0xaf, 0xa8));
 const GRID: Paint = Paint(RGBColor(0xe3, 0xe2, 0xdd), RGBColor(0x3a, 0x3a, 0x37));
 const SURFACE: Paint = Paint(RGBColor(0xfd, 0xfd, 0xfc), RGBColor(0x20, 0x20, 0x1e));
-pub(super) const NEUTRAL: Paint = Paint(RGBColor(0x94, 0x93, 0x8d), RGBColor(0x84, 0x83, 0x7d));
-pub(super) const ECS: Paint = Paint(RGBColor(0x2a, 0x78, 0xd6), RGBColor(0x39, 0x87, 0xe5));
-pub(super) const CRITICAL: Paint = Paint(RGBColor(0xe3, 0x48, 0x48), RGBColor(0xe6, 0x66, 0x66));
+pub(crate) const NEUTRAL: Paint = Paint(RGBColor(0x94, 0x93, 0x8d), RGBColor(0x84, 0x83, 0x7d));
+pub(crate) const ECS: Paint = Paint(RGBColor(0x2a, 0x78, 0xd6), RGBColor(0x39, 0x87, 0xe5));
+pub(crate) const CRITICAL: Paint = Paint(RGBColor(0xe3, 0x48, 0x48), RGBColor(0xe6, 0x66, 0x66));
 /// Lines of the VMs, in their order; VMs beyond them share `NEUTRAL`.
-pub(super) const VMS: [Paint; 6] = [
+pub(crate) const VMS: [Paint; 6] = [
     ECS,
     Paint(RGBColor(0xeb, 0x68, 0x34), RGBColor(0xd9, 0x59, 0x26)),
     Paint(RGBColor(0x1b, 0xaf, 0x7a), RGBColor(0x19, 0x9e, 0x70)),
@@ -37,18 +37,18 @@ pub(super) const VMS: [Paint; 6] = [
 const BARS_WIDTH: u32 = 700;
 const PANEL: (u32, u32) = (600, 400);
 /// Shapes of a legend: SVG paths in a box of 12 by 12.
-pub(super) const SQUARE: &str = "M0 0h12v12H0z";
-pub(super) const DOT: &str = "M6 2a4 4 0 1 0 .01 0z";
-pub(super) const MARK: &str = "M5 0h2v12H5z";
-pub(super) const DASH: &str = "M0 4h12v4H0z";
+pub(crate) const SQUARE: &str = "M0 0h12v12H0z";
+pub(crate) const DOT: &str = "M6 2a4 4 0 1 0 .01 0z";
+pub(crate) const MARK: &str = "M5 0h2v12H5z";
+pub(crate) const DASH: &str = "M0 4h12v4H0z";
 /// Size plotters writes as 24 units: it divides by 1.24.
 const FONT: (&str, f64) = ("sans-serif", 29.76);
 
 /// A group of bars with a line of text above.
-pub(super) struct Row {
-    pub(super) label: String,
+pub(crate) struct Row {
+    pub(crate) label: String,
     /// Length, colour, and dots beside it.
-    pub(super) bars: Vec<(f64, Paint, Vec<f64>)>,
+    pub(crate) bars: Vec<(f64, Paint, Vec<f64>)>,
 }
 
 /// Heights of a bar, of the text above it and of the axis, in units of the plot.
@@ -57,7 +57,7 @@ const LABEL: u32 = 52;
 const AXIS: u32 = 48;
 
 /// Horizontal bars, with a mark at the limit.
-pub(super) fn bars_figure(what: &str, rows: &[Row], limit: Option<f64>) -> String {
+pub(crate) fn bars_figure(what: &str, rows: &[Row], limit: Option<f64>) -> String {
     let labels: Vec<&str> = rows.iter().map(|row| row.label.as_str()).collect();
     let size = (BARS_WIDTH, rows.iter().map(row_height).sum::<u32>() + AXIS);
     let alt = format!("{what}. {}", labels.join("; "));
@@ -137,7 +137,7 @@ fn draw_bars(root: &Area<'_>, rows: &[Row], limit: Option<f64>) -> Drawing {
 }
 
 /// Lines over seconds from 0 to `seconds`, in ms around a straight line at 0; one a VM, in order.
-pub(super) fn lines_figure(
+pub(crate) fn lines_figure(
     alt: &str,
     lines: &[Vec<(f64, f64)>],
     seconds: f64,
@@ -195,7 +195,7 @@ fn figure(alt: &str, size: (u32, u32), draw: impl FnOnce(&Area<'_>) -> Drawing) 
 }
 
 /// An entry of a legend.
-pub(super) fn key(shape: &str, paint: Paint, text: &str) -> String {
+pub(crate) fn key(shape: &str, paint: Paint, text: &str) -> String {
     let (fill, text) = (hex(paint.0), escape(text));
     format!(
         "<li><svg viewBox=\"0 0 12 12\" aria-hidden=\"true\"><path d=\"{shape}\" \
@@ -204,12 +204,12 @@ pub(super) fn key(shape: &str, paint: Paint, text: &str) -> String {
 }
 
 /// What colours and shapes mean.
-pub(super) fn legend(keys: &[String]) -> String {
+pub(crate) fn legend(keys: &[String]) -> String {
     format!("<ul class=\"key\">{}</ul>", keys.concat())
 }
 
 /// Exchanges the colours of the plots on a dark page.
-pub(super) fn dark_plots() -> String {
+pub(crate) fn dark_plots() -> String {
     let mut css = "@media (prefers-color-scheme:dark){".to_owned();
     for Paint(light, dark) in [INK, MUTED, GRID, SURFACE, NEUTRAL, CRITICAL]
         .iter()
@@ -225,6 +225,6 @@ pub(super) fn dark_plots() -> String {
 }
 
 /// A colour as plotters writes it.
-pub(super) fn hex(RGBColor(red, green, blue): RGBColor) -> String {
+pub(crate) fn hex(RGBColor(red, green, blue): RGBColor) -> String {
     format!("#{red:02X}{green:02X}{blue:02X}")
 }

@@ -3,7 +3,7 @@
 
 use super::plot::{VMS, hex};
 use super::*;
-use crate::demo::figures::{RunCounters, VmRun};
+use crate::demo::figures::{HandoffUs, RunCounters, VmRun};
 use crate::demo::{ArmReport, Machine, Scenario};
 
 /// A report as two VMs on two CPUs give it; `scale` 0 is one of nothing but zeros.
@@ -14,7 +14,11 @@ fn sample(scale: f64, name: &str) -> Report {
             ops_per_s: ops * scale,
             cpu_s: (2.0 + sign * drift) * scale,
             entitled_s: 2.0 * scale,
-            handoff_us: (0.8 * scale, (2.0 + sign) * 3456.0 * scale),
+            handoff_us: HandoffUs {
+                p50: 0.8 * scale,
+                p99: (2.0 + sign) * 3456.0 * scale,
+                p999: (2.0 + sign) * 3999.0 * scale,
+            },
             timeline: (1..=10)
                 .map(|i| f64::from(i) * 0.2)
                 .map(|t| {

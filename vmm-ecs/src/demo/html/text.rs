@@ -8,7 +8,7 @@ use crate::demo::digits;
 const GAP: char = '\u{202f}';
 
 /// A table that scrolls by itself where the page is narrow.
-pub(super) fn table_of(caption: &str, head: &[&str], rows: &[Vec<String>]) -> String {
+pub(crate) fn table_of(caption: &str, head: &[&str], rows: &[Vec<String>]) -> String {
     let mut table = format!(
         "<div class=\"scroll\" tabindex=\"0\" role=\"region\" aria-label=\"{caption}\">\
          <table class=\"wide\"><caption>{caption}</caption><thead><tr>"
@@ -28,17 +28,17 @@ pub(super) fn table_of(caption: &str, head: &[&str], rows: &[Vec<String>]) -> St
 }
 
 /// `1 VM`, `2 VMs`.
-pub(super) fn plural(count: usize, noun: &str) -> String {
+pub(crate) fn plural(count: usize, noun: &str) -> String {
     format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
 }
 
 /// A count, its thousands apart.
-pub(super) fn count(value: u64) -> String {
+pub(crate) fn count(value: u64) -> String {
     digits::grouped(&value.to_string(), GAP)
 }
 
 /// Seconds to the millisecond.
-pub(super) fn seconds(value: f64) -> String {
+pub(crate) fn seconds(value: f64) -> String {
     if value.is_finite() {
         format!("{value:.3}")
     } else {
@@ -47,17 +47,17 @@ pub(super) fn seconds(value: f64) -> String {
 }
 
 /// A number to three digits or more, its thousands apart; a dash where there is none.
-pub(super) fn number(value: f64) -> String {
+pub(crate) fn number(value: f64) -> String {
     digits::number(value, GAP)
 }
 
 /// In place of a figure that there is not.
-pub(super) fn none() -> String {
+pub(crate) fn none() -> String {
     "–".to_owned()
 }
 
 /// The same for an axis: no zeros that say nothing.
-pub(super) fn tick(value: f64) -> String {
+pub(crate) fn tick(value: f64) -> String {
     let text = number(value);
     if text.contains('.') {
         return text.trim_end_matches('0').trim_end_matches('.').to_owned();
@@ -66,7 +66,7 @@ pub(super) fn tick(value: f64) -> String {
 }
 
 /// Text as it may stand in HTML, between tags and in attributes.
-pub(super) fn escape(text: &str) -> String {
+pub(crate) fn escape(text: &str) -> String {
     html_escape::encode_safe(&text.replace(char::is_control, " ")).into_owned()
 }
 

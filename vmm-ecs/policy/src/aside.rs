@@ -1,0 +1,63 @@
+//! How often the vCPUs of a VM may step aside.
+//!
+//! A spinner without hope that steps aside lets a queue dissolve, in a few switches. A VM whose vCPUs
+//! do it all the time waits for something else than a queue, answers of other vCPUs for example: there
+//! a spinner may be what the next one waits for, and each switch costs more than it brings.
+
+/// Times in a row.
+const BURST: u64 = 32;
+
+/// What is left of a VM's allowance: one time a slice, and up to 32 in a row.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Asides {
+    /// When all of it will be left again, ns.
+    whole_at_ns: u64,
+}
+
+impl Asides {
+    /// Whether a vCPU may step aside now.
+    #[must_use]
+    pub fn are_left(&self, now_ns: u64, slice_ns: u64) -> bool {
+        self.whole_at_ns.saturating_sub(now_ns) <= (BURST - 1).saturating_mul(slice_ns)
+    }
+
+    /// One does.
+    pub fn take(&mut self, now_ns: u64, slice_ns: u64) {
+        self.whole_at_ns = self.whole_at_ns.max(now_ns).saturating_add(slice_ns);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SLICE: u64 = 3_000_000;
+
+    #[test]
+    fn many_in_a_row_and_then_one_a_slice() {
+        let mut asides = Asides::default();
+        let now = 1_000_000_000;
+        for _ in 0..BURST {
+            assert!(asides.are_left(now, SLICE));
+            asides.take(now, SLICE);
+        }
+        assert!(!asides.are_left(now, SLICE));
+        assert!(!asides.are_left(now + SLICE - 1, SLICE));
+        assert!(asides.are_left(now + SLICE, SLICE));
+        asides.take(now + SLICE, SLICE);
+        assert!(!asides.are_left(now + SLICE, SLICE));
+        assert!(asides.are_left(now + 2 * SLICE, SLICE));
+    }
+
+    #[test]
+    fn rest_brings_all_of_it_back_and_no_more() {
+        let mut asides = Asides::default();
+        (0..100).for_each(|_| asides.take(0, SLICE));
+        let later = 1_000 * SLICE;
+        for _ in 0..BURST {
+            assert!(asides.are_left(later, SLICE));
+            asides.take(later, SLICE);
+        }
+        assert!(!asides.are_left(later, SLICE));
+    }
+}
