@@ -73,7 +73,7 @@ catalogue! {
         "Debt at which a VM gets no more extensions.";
     HOST_EXTENSION_DURATION: Histogram, "ecs_host_extension_duration_seconds", "seconds",
         ["section"], "Time from grant to end of an extension.";
-    HOST_CRITICAL_STALL: Histogram, "ecs_host_critical_stall_seconds", "seconds", [],
+    HOST_CRITICAL_STALL: Histogram, "ecs_host_critical_stall_seconds", "seconds", ["section"],
         "Time a vCPU was off the CPU while inside a critical section.";
     HOST_GRANT_LATENCY: Histogram, "ecs_host_grant_latency_seconds", "seconds", [],
         "Time the grant decision took in the scheduler.";
@@ -197,7 +197,7 @@ At each scrape `ecs-exporter` asks its collectors:
 |---|---|---|---|
 | `stats` | the stats socket of `vmm-ecs`, once | everything about VMs that `vmm-ecs` serves | the socket's group |
 | `host` | /proc: every Cloud Hypervisor process and its vCPU threads | `ecs_vm_info`, `ecs_vm_vcpus`, CPU time and delay of VMs that `vmm-ecs` does not serve | - |
-| `perf` | context-switch records of every CPU | `ecs_vm_preemptions_total` of those VMs | CAP_PERFMON, or `kernel.perf_event_paranoid` of 0 or less |
+| `perf` | context-switch records of every CPU | `ecs_vm_preemptions_total` of those VMs | CAP_PERFMON and `kernel.perf_event_paranoid` of 2 or less (Debian's kernels start with 3), or 0 or less |
 | `hardware` | performance counters, if the CPU has them | `ecs_vm_cycles_total`, `ecs_vm_instructions_total` | as `perf` |
 | `process` | the exporter itself | `process_*` | - |
 

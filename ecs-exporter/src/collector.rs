@@ -194,14 +194,14 @@ fn served_host(out: &mut Families, snapshot: &Snapshot) {
     let (extension, debt) = (host.extension_limit_ns, host.debt_limit_ns);
     out.add(&cat::HOST_EXTENSION_LIMIT, &[], seconds(extension));
     out.add(&cat::HOST_DEBT_LIMIT, &[], seconds(debt));
-    for (section, histogram) in [
-        ("non_preemptable", &host.extension_np),
-        ("preemptable", &host.extension_p),
-        ("wait", &host.extension_wait),
+    for (section, extension, stall) in [
+        ("non_preemptable", &host.extension_np, &host.stall_np),
+        ("preemptable", &host.extension_p, &host.stall_p),
+        ("wait", &host.extension_wait, &host.stall_wait),
     ] {
-        out.histogram(&cat::HOST_EXTENSION_DURATION, &[section], histogram);
+        out.histogram(&cat::HOST_EXTENSION_DURATION, &[section], extension);
+        out.histogram(&cat::HOST_CRITICAL_STALL, &[section], stall);
     }
-    out.histogram(&cat::HOST_CRITICAL_STALL, &[], &host.critical_stall);
     out.histogram(&cat::HOST_GRANT_LATENCY, &[], &host.decision);
     out.add(&cat::HOST_ROTATIONS, &[], host.rotations as f64);
     out.add(&cat::HOST_DOORBELLS, &[], host.doorbells as f64);

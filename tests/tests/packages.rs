@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use ecs_tests::{release_program, root, skip, slow};
+use ecs_tests::{release_program, root, scx_program, skip, slow};
 
 const PACKAGES: [&str; 2] = ["vmm-ecs", "ecs-exporter"];
 
@@ -36,8 +36,9 @@ fn is_there(program: &str, argument: &str) -> bool {
         .is_ok_and(|output| output.status.success())
 }
 
-/// A Debian package of each program.
+/// A Debian package of each program; the daemon's with programs for the kernel where they can be built.
 fn build(dir: &Path) -> Vec<PathBuf> {
+    let scx = scx_program().unwrap().is_ok();
     let package = |name: &&str| {
         release_program(name).unwrap();
         let deb = dir.join(format!("{name}.deb"));
@@ -46,7 +47,14 @@ fn build(dir: &Path) -> Vec<PathBuf> {
             .args(["deb", "--no-build", "--strip", "-p", name, "--output"])
             .arg(&deb)
             .current_dir(root());
+        let scx = scx && *name == "vmm-ecs";
+        if scx {
+            build.args(["--variant", "scx"]);
+        }
         done(&mut build);
+        // Whoever may load programs has them.
+        let files = done(Command::new("dpkg-deb").arg("--contents").arg(&deb));
+        assert_eq!(files.contains("vmm-ecs.service.d/scx.conf"), scx, "{files}");
         deb
     };
     PACKAGES.iter().map(package).collect()
@@ -150,13 +158,13 @@ fn packages_install_run_and_go() {
         "group: vmm-ecs",
         "enabled: ecs-exporter.service",
         "health: Healthy",
+        "left:",
     ] {
         assert!(
             said.lines().any(|it| it.trim_end() == line),
             "no {line:?} in\n{said}"
         );
     }
-    assert!(said.ends_with("left:\n"), "{said}");
 }
 
 #[test]

@@ -29,7 +29,7 @@ pub(crate) fn report() -> String {
             .map_err(|error| error.to_string()),
     );
     let perf = SwitchRing::open(0).map(|_| "perf software events".to_owned());
-    let perf = perf.map_err(|error| format!("{error}: needs CAP_PERFMON or root"));
+    let perf = perf.map_err(|error| format!("{error}: needs {}", ecs_sched::perf::PRIVILEGE));
     let fifo = may_use_fifo();
     line("context-switch records", perf.clone());
     line("real-time class (SCHED_FIFO)", fifo.clone());

@@ -6,7 +6,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use ecs_threads::perf::{SwitchKind, SwitchRing};
+use ecs_threads::perf::{PRIVILEGE, SwitchKind, SwitchRing};
 use ecs_threads::threads::SchedStat;
 use ecs_threads::{CpuSet, Tid};
 
@@ -59,8 +59,8 @@ impl Switches {
         let open = |&cpu: &u32| {
             SwitchRing::open(cpu).map_err(|error| {
                 format!(
-                    "Cannot read the context switches of CPU {cpu}: {error}; give the exporter \
-                     CAP_PERFMON or set kernel.perf_event_paranoid to 0"
+                    "Cannot read the context switches of CPU {cpu}: {error}; the exporter needs \
+                     {PRIVILEGE}"
                 )
             })
         };

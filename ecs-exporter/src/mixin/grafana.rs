@@ -259,17 +259,26 @@ impl Panel {
 
     /// A column of a table: a query, the unit and the limits of its values.
     pub(super) fn column(
-        mut self,
+        self,
         title: &str,
         expr: &str,
         unit: &str,
         limits: &[(&str, f64)],
     ) -> Self {
+        self.column_with(title, expr, unit, &steps(limits))
+    }
+
+    /// A column of ratios that are red below `low` and yellow above `high`.
+    pub(super) fn column_between(self, title: &str, expr: &str, low: f64, high: f64) -> Self {
+        self.column_with(title, expr, "percentunit", &steps_between(low, high))
+    }
+
+    fn column_with(mut self, title: &str, expr: &str, unit: &str, steps: &Value) -> Self {
         self.overrides.push(json!({
             "matcher": { "id": "byName", "options": title },
             "properties": [
                 { "id": "unit", "value": unit },
-                { "id": "thresholds", "value": steps(limits) },
+                { "id": "thresholds", "value": steps },
                 { "id": "custom.cellOptions", "value": { "type": "color-text" } },
             ],
         }));
@@ -289,12 +298,7 @@ impl Panel {
 
     /// Red below `low`, yellow above `high`.
     pub(super) fn between(self, low: f64, high: f64) -> Self {
-        let steps = json!({ "mode": "absolute", "steps": [
-            { "color": "red", "value": null },
-            { "color": "green", "value": low },
-            { "color": "yellow", "value": high },
-        ]});
-        self.steps(steps, true)
+        self.steps(steps_between(low, high), true)
     }
 
     /// Red below `limit`.
@@ -435,14 +439,26 @@ impl Panel {
             .zip('A'..='Z')
             .map(|((_, title), id)| (column(id), title.as_str().into()))
             .collect();
+        // Rows are joined if all they share is the same: the names of the metrics are not.
         json!([
-            { "id": "merge", "options": {} },
             { "id": "organize", "options": {
                 "excludeByName": { "Time": true, "__name__": true },
-                "renameByName": names, "indexByName": {},
+                "renameByName": {}, "indexByName": {},
+            }},
+            { "id": "merge", "options": {} },
+            { "id": "organize", "options": {
+                "excludeByName": {}, "renameByName": names, "indexByName": {},
             }},
         ])
     }
+}
+
+fn steps_between(low: f64, high: f64) -> Value {
+    json!({ "mode": "absolute", "steps": [
+        { "color": "red", "value": null },
+        { "color": "green", "value": low },
+        { "color": "yellow", "value": high },
+    ]})
 }
 
 fn steps(limits: &[(&str, f64)]) -> Value {

@@ -97,6 +97,17 @@ impl Server {
         let result = answer["data"]["result"].as_array().cloned();
         result.unwrap_or_else(|| panic!("{expr}: {answer}"))
     }
+
+    /// Series of a query from one time to another, seconds since 1970.
+    pub fn query_range(&self, expr: &str, start: u64, end: u64, step: usize) -> Vec<Value> {
+        let path = format!(
+            "/api/v1/query_range?query={}&start={start}&end={end}&step={step}",
+            encode(expr)
+        );
+        let answer = self.json(&path);
+        let result = answer["data"]["result"].as_array().cloned();
+        result.unwrap_or_else(|| panic!("{expr}: {answer}"))
+    }
 }
 
 /// Percent-encodes all of a query parameter.

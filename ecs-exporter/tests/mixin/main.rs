@@ -8,6 +8,7 @@ mod alertmanager;
 mod deploy;
 mod federation;
 mod files;
+mod grafana;
 mod helm;
 mod names;
 mod panels;

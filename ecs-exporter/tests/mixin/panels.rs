@@ -13,9 +13,9 @@ use crate::files;
 use crate::synthetic::{Vm, samples};
 
 /// The last moment of the data, in seconds since 1970.
-const END: u64 = 1_790_000_000;
-const LENGTH: u64 = 3600;
-const STEP: usize = 30;
+pub(crate) const END: u64 = 1_790_000_000;
+pub(crate) const LENGTH: u64 = 3600;
+pub(crate) const STEP: usize = 30;
 /// Rules that depend on rules that depend on rules.
 const LEVELS: usize = 4;
 
@@ -88,17 +88,13 @@ fn record(promtool_path: &Path, prometheus: &Path, dir: &Path) -> Server {
     server
 }
 
-#[test]
-fn every_panel_shows_data() {
-    let test = "every_panel_shows_data";
-    let (Some(promtool_path), Some(prometheus)) = (tools::promtool(test), tools::prometheus(test))
-    else {
-        return;
-    };
-    let dir = tempfile::tempdir().unwrap();
-    let text = dir.path().join("history.om");
+/// A Prometheus with that hour and what is recorded of it; `None`, and a printed reason, where there is
+/// no Prometheus.
+pub(crate) fn with_history(test: &str, dir: &Path) -> Option<Server> {
+    let (promtool_path, prometheus) = (tools::promtool(test)?, tools::prometheus(test)?);
+    let text = dir.join("history.om");
     fs::write(&text, history()).unwrap();
-    let data = dir.path().join("data");
+    let data = dir.join("data");
     promtool(
         &promtool_path,
         &[
@@ -110,7 +106,15 @@ fn every_panel_shows_data() {
             data.to_str().unwrap(),
         ],
     );
-    let server = record(&promtool_path, &prometheus, dir.path());
+    Some(record(&promtool_path, &prometheus, dir))
+}
+
+#[test]
+fn every_panel_shows_data() {
+    let dir = tempfile::tempdir().unwrap();
+    let Some(server) = with_history("every_panel_shows_data", dir.path()) else {
+        return;
+    };
     let mut empty = Vec::new();
     for (path, dashboard) in files::dashboards() {
         for panel in files::panels(&dashboard) {

@@ -1,40 +1,14 @@
 //! Dashboards against the types that Grafana publishes.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
-use crate::common::tools::{cache_dir, run};
+use crate::common::tools::npm;
 use crate::files;
 
 /// Exact versions: the types change with Grafana.
 const PACKAGES: [&str; 2] = ["@grafana/schema@13.2.3", "typescript@5.9.3"];
-
-/// The folder with the packages, which npm fills the first time.
-fn packages() -> Result<PathBuf, String> {
-    let dir = cache_dir()?.join("grafana-schema-13.2.3");
-    let disk = |error| format!("{} cannot be written: {error}", dir.display());
-    if dir.join("whole").is_file() {
-        return Ok(dir);
-    }
-    fs::create_dir_all(&dir).map_err(disk)?;
-    let mut install = Command::new("timeout");
-    install
-        .args([
-            "300",
-            "npm",
-            "install",
-            "--ignore-scripts",
-            "--no-audit",
-            "--no-fund",
-        ])
-        .arg("--prefix")
-        .arg(&dir)
-        .args(PACKAGES);
-    run(&mut install)?;
-    fs::write(dir.join("whole"), "").map_err(disk)?;
-    Ok(dir)
-}
 
 #[test]
 fn dashboards_have_the_types_of_grafana() {
@@ -43,7 +17,7 @@ fn dashboards_have_the_types_of_grafana() {
         println!("SKIPPED: {test}: slow; ECS_TEST_FULL=1 runs it");
         return;
     }
-    let packages = match packages() {
+    let packages = match npm("grafana-schema-13.2.3", &PACKAGES) {
         Ok(packages) => packages,
         Err(reason) => {
             println!("SKIPPED: {test}: no types of Grafana: {reason}");

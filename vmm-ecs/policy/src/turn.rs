@@ -27,6 +27,20 @@ pub enum Section {
     Wait,
 }
 
+impl Section {
+    /// What a vCPU in a section or a queue is interrupted in: what it holds, else its wait.
+    #[must_use]
+    pub fn interrupted(snap: &CsSnapshot) -> Self {
+        if snap.non_preemptable {
+            Self::NonPreemptable
+        } else if snap.preemptable {
+            Self::Preemptable
+        } else {
+            Self::Wait
+        }
+    }
+}
+
 /// Why an extension was refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Denial {
@@ -371,15 +385,14 @@ fn section_of(params: &Params, snap: &CsSnapshot, queue: Queue) -> Option<Sectio
     if snap.idle {
         return None;
     }
-    if snap.non_preemptable {
-        return Some(Section::NonPreemptable);
-    }
-    if snap.preemptable {
-        return Some(Section::Preemptable);
-    }
-    match queue {
-        Queue::Head | Queue::HeadRuns if params.queue_rules && !snap.blocked => Some(Section::Wait),
-        _ => None,
+    match Section::interrupted(snap) {
+        Section::Wait => match queue {
+            Queue::Head | Queue::HeadRuns if params.queue_rules && !snap.blocked => {
+                Some(Section::Wait)
+            }
+            _ => None,
+        },
+        held => Some(held),
     }
 }
 

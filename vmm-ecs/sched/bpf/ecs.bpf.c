@@ -182,6 +182,7 @@ static __noinline bool runs_on(struct task_struct *p, __u32 cpu, __u32 *first, _
 	struct vcpu_ref ref;
 	struct waiting w;
 	__u64 now_ns = bpf_ktime_get_ns(), until_ns;
+	__u32 section;
 	bool alone, extended, rung;
 
 	if (!p || !state || !vcpu_of(&ref, p))
@@ -220,10 +221,11 @@ static __noinline bool runs_on(struct task_struct *p, __u32 cpu, __u32 *first, _
 		tell_granted(&ref, false);
 		count_preemption(&ref);
 		__sync_fetch_and_add(&ref.vm->rotations, 1);
+		section = ecs_section_of(policy(), &in.snap, in.queue);
 		if (decision.leave == ECS_LEAVE_DENIED)
-			count_critical(&ref, ECS_CAUSE_DENIED, now_ns);
+			count_critical(&ref, ECS_CAUSE_DENIED, section, now_ns);
 		else if (decision.leave == ECS_LEAVE_EXPIRED)
-			count_critical(&ref, ECS_CAUSE_EXPIRED, now_ns);
+			count_critical(&ref, ECS_CAUSE_EXPIRED, section, now_ns);
 		if (ref.vm->lock_bound)
 			survey(ref.index, &in.snap, true);
 		/* To the sibling it waits for, or makes way for, if that one can run here; not for ever,
@@ -382,6 +384,7 @@ void BPF_PROG(ecs_stopping, struct task_struct *p, bool runnable)
 	__u64 now_ns = bpf_ktime_get_ns();
 	struct ecs_input in = { 0 };
 	struct vcpu_ref ref;
+	__u32 section;
 
 	if (!state)
 		return;
@@ -404,8 +407,9 @@ void BPF_PROG(ecs_stopping, struct task_struct *p, bool runnable)
 			/* Not by our word: something above this class. The turn goes on later. */
 			count_preemption(&ref);
 			look_and_place(&ref, &in);
-			if (ecs_section_of(policy(), &in.snap, in.queue) != ECS_SECTION_NONE)
-				count_critical(&ref, ECS_CAUSE_HOST, now_ns);
+			section = ecs_section_of(policy(), &in.snap, in.queue);
+			if (section != ECS_SECTION_NONE)
+				count_critical(&ref, ECS_CAUSE_HOST, section, now_ns);
 		}
 	}
 	state->vcpu = 0;

@@ -64,18 +64,24 @@ static void observe(struct ecs_histogram *h, __u64 value_ns)
 	h->sum_ns += value_ns;
 }
 
+static void observe_section(struct ecs_histogram histograms[ECS_NR_SECTIONS], __u32 section,
+			    __u64 ns)
+{
+	if (section == ECS_SECTION_NON_PREEMPTABLE)
+		observe(&histograms[ECS_SECTION_NON_PREEMPTABLE], ns);
+	else if (section == ECS_SECTION_PREEMPTABLE)
+		observe(&histograms[ECS_SECTION_PREEMPTABLE], ns);
+	else
+		observe(&histograms[ECS_SECTION_WAIT], ns);
+}
+
 static void observe_extension(__u32 section, __u64 used_ns)
 {
 	struct ecs_cpu_stats *stats = stats_at(bpf_get_smp_processor_id());
 
 	if (!stats)
 		return;
-	if (section == ECS_SECTION_NON_PREEMPTABLE)
-		observe(&stats->extension[ECS_SECTION_NON_PREEMPTABLE], used_ns);
-	else if (section == ECS_SECTION_PREEMPTABLE)
-		observe(&stats->extension[ECS_SECTION_PREEMPTABLE], used_ns);
-	else
-		observe(&stats->extension[ECS_SECTION_WAIT], used_ns);
+	observe_section(stats->extension, section, used_ns);
 	if (stats->extended_max_ns < used_ns)
 		stats->extended_max_ns = used_ns;
 }

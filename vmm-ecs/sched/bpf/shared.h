@@ -107,7 +107,7 @@ struct ecs_vcpu {
 	__u8 yield;		/* VIRTIO_ECS_YIELD_*: what its guest was last asked for */
 	__u8 overloaded;	/* what its guest was last told */
 	__u8 reserved0[3];
-	__u32 reserved1;
+	__u32 critical_section;	/* enum ecs_section of what it was taken from at critical_since_ns */
 };
 
 #define ECS_NR_BUCKETS	32
@@ -122,7 +122,7 @@ struct ecs_histogram {
 /* Of one CPU, written there only. */
 struct ecs_cpu_stats {
 	struct ecs_histogram extension[ECS_NR_SECTIONS];
-	struct ecs_histogram critical_stall;
+	struct ecs_histogram critical_stall[ECS_NR_SECTIONS];
 	struct ecs_histogram decision;
 	__u64 looks;
 	__u64 extended_max_ns;	/* the longest extension */

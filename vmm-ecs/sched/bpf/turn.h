@@ -295,7 +295,7 @@ out:
 	return 0;
 }
 
-static void count_critical(struct vcpu_ref *ref, __u32 cause, __u64 now_ns)
+static void count_critical(struct vcpu_ref *ref, __u32 cause, __u32 section, __u64 now_ns)
 {
 	if (cause == ECS_CAUSE_DENIED)
 		__sync_fetch_and_add(&ref->vm->critical[ECS_CAUSE_DENIED], 1);
@@ -305,6 +305,7 @@ static void count_critical(struct vcpu_ref *ref, __u32 cause, __u64 now_ns)
 		__sync_fetch_and_add(&ref->vm->critical[ECS_CAUSE_HOST], 1);
 	ref->vcpu->critical++;
 	ref->vcpu->critical_since_ns = now_ns;
+	ref->vcpu->critical_section = section;
 }
 
 static void count_preemption(struct vcpu_ref *ref)
@@ -326,7 +327,7 @@ static void count_return(struct vcpu_ref *ref, __u64 now_ns)
 	ref->vcpu->critical_since_ns = 0;
 	__sync_fetch_and_add(&ref->vm->stall_ns, stall_ns);
 	if (stats)
-		observe(&stats->critical_stall, stall_ns);
+		observe_section(stats->critical_stall, ref->vcpu->critical_section, stall_ns);
 }
 
 #endif /* ECS_TURN_H */

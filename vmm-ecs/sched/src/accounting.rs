@@ -1,7 +1,7 @@
 //! Books context-switch records: who ran, who was preempted, and inside what.
 
 use ecs_policy::pace::SLEEPER_SLICES;
-use ecs_policy::{Queue, queue_of};
+use ecs_policy::{Queue, Section, queue_of};
 
 use crate::perf::{Switch, SwitchKind};
 use crate::state::{State, Status, VcpuId};
@@ -106,13 +106,12 @@ fn came(state: &mut State, id: VcpuId, time_ns: u64) {
     vcpu.since_ns = time_ns;
     vcpu.ordered_off = false;
     vcpu.tell_preempted(false);
-    let stalled = vcpu
-        .critical_since_ns
-        .take()
-        .map(|since| time_ns.saturating_sub(since));
-    if let Some(stalled_ns) = stalled {
+    if let Some((since_ns, section)) = vcpu.critical_since.take() {
+        let stalled_ns = time_ns.saturating_sub(since_ns);
         vm.stall_ns += stalled_ns;
-        state.host.critical_stall.observe(stalled_ns);
+        if let Some(histogram) = state.host.critical_stall.get_mut(section as usize) {
+            histogram.observe(stalled_ns);
+        }
     }
 }
 
@@ -155,7 +154,7 @@ pub(crate) fn count_preemption(state: &mut State, id: VcpuId) {
     }
 }
 
-/// Counts a critical preemption at `time_ns`.
+/// Counts a critical preemption at `time_ns`, of a vCPU whose words have been read since it left.
 pub(crate) fn count_critical(state: &mut State, id: VcpuId, cause: Cause, time_ns: u64) {
     let Some(vm) = state.vm_mut(id.vm) else {
         return;
@@ -163,8 +162,9 @@ pub(crate) fn count_critical(state: &mut State, id: VcpuId, cause: Cause, time_n
     if let Some(counter) = vm.critical.get_mut(cause as usize) {
         *counter += 1;
     }
+    let section = Section::interrupted(&vm.snap(id.vcpu));
     if let Some(vcpu) = vm.vcpu_mut(id.vcpu) {
         vcpu.critical_preemptions += 1;
-        vcpu.critical_since_ns = Some(time_ns);
+        vcpu.critical_since = Some((time_ns, section));
     }
 }

@@ -16,7 +16,7 @@ use ecs_stats::Snapshot;
 
 use crate::accounting::account;
 use crate::entitle::Entitlement;
-use crate::perf::{Switch, SwitchRing};
+use crate::perf::{PRIVILEGE, Switch, SwitchRing};
 use crate::pimutex::PiMutex;
 use crate::roster;
 use crate::state::{State, Vcpu, VcpuId, VmSpec};
@@ -41,7 +41,10 @@ pub enum ObserveError {
     #[error("Cannot read which CPUs are online")]
     Online(#[source] std::io::Error),
     /// The kernel gives no context-switch records.
-    #[error("Cannot read the context switches of CPU {cpu}: it needs CAP_PERFMON or root")]
+    #[error(
+        "Cannot read the context switches of CPU {cpu}: it needs {}",
+        PRIVILEGE
+    )]
     Perf {
         /// The CPU.
         cpu: u32,

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use ecs_policy::pace::TOGETHER_SLICES;
 use ecs_policy::{
-    Asides, CsSnapshot, Ledger, Params, Queue, Turn, VcpuSet, VcpuState, Vm, Wait, is_dirty,
-    queue_of,
+    Asides, CsSnapshot, Ledger, Params, Queue, Section, Turn, VcpuSet, VcpuState, Vm, Wait,
+    is_dirty, queue_of,
 };
 use ecs_shm::{UserRegion, VcpuSlots, VmSlots};
 use ecs_stats::{Histogram, Polls};
@@ -72,8 +72,8 @@ pub(crate) struct Vcpu {
     pub(crate) stale: bool,
     /// CPU time since the controller last looked, ns.
     pub(crate) turn_ran_ns: u64,
-    /// It left the CPU inside a critical section, then.
-    pub(crate) critical_since_ns: Option<u64>,
+    /// It left the CPU inside a critical section: when, ns, and in which.
+    pub(crate) critical_since: Option<(u64, Section)>,
     /// `VIRTIO_ECS_YIELD_*` last told to the guest.
     pub(crate) yield_bits: u32,
     pub(crate) overloaded: bool,
@@ -114,7 +114,7 @@ impl Vcpu {
             ordered_off: false,
             stale: true,
             turn_ran_ns: 0,
-            critical_since_ns: None,
+            critical_since: None,
             yield_bits: 0,
             overloaded: false,
             extended: false,
@@ -450,7 +450,7 @@ pub(crate) struct HostCounters {
     pub(crate) extension: [Histogram; 3],
     /// The longest extension, ns; 0 where it is not kept.
     pub(crate) extension_max_ns: u64,
-    pub(crate) critical_stall: Histogram,
+    pub(crate) critical_stall: [Histogram; 3],
     pub(crate) decision: Histogram,
     /// Why nothing steers any more.
     pub(crate) ended: Option<String>,

@@ -14,6 +14,7 @@ pub(crate) fn snapshot(state: &State, host: &Host) -> Snapshot {
     let mut vms: Vec<VmStats> = state.vms.iter().flatten().map(vm_stats).collect();
     vms.sort_by(|a, b| a.name.cmp(&b.name));
     let [extension_np, extension_p, extension_wait] = state.host.extension.clone();
+    let [stall_np, stall_p, stall_wait] = state.host.critical_stall.clone();
     Snapshot {
         version: STATS_VERSION,
         taken_ns: now_ns(),
@@ -36,7 +37,9 @@ pub(crate) fn snapshot(state: &State, host: &Host) -> Snapshot {
             extension_p,
             extension_wait,
             extension_max_ns: state.host.extension_max_ns,
-            critical_stall: state.host.critical_stall.clone(),
+            stall_np,
+            stall_p,
+            stall_wait,
             decision: state.host.decision.clone(),
             ended: state.host.ended.clone(),
         },

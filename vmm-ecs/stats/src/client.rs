@@ -220,10 +220,11 @@ mod tests {
 
     #[test]
     fn another_version_is_named_even_if_its_fields_differ() {
-        for bytes in [document(2), b"{\"version\":2,\"vms\":7}\n".to_vec()] {
+        let other = format!("{{\"version\":{},\"vms\":7}}\n", STATS_VERSION + 1);
+        for bytes in [document(STATS_VERSION + 1), other.into_bytes()] {
             let error = answer(bytes).unwrap_err();
             assert!(
-                matches!(error, StatsError::Version { theirs: 2, .. }),
+                matches!(error, StatsError::Version { theirs, .. } if theirs == STATS_VERSION + 1),
                 "{error}"
             );
             assert!(error.to_string().contains("same release"), "{error}");
@@ -232,12 +233,13 @@ mod tests {
 
     #[test]
     fn what_is_no_snapshot_is_malformed() {
+        let bare = format!("{{\"version\":{STATS_VERSION}}}\n");
         for bytes in [
             "\n",
             "hello\n",
             "[]\n",
             "{}\n",
-            "{\"version\":1}\n",
+            bare.as_str(),
             "{\"version\":-1}\n",
         ] {
             let error = answer(bytes.into()).unwrap_err();

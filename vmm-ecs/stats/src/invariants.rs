@@ -73,7 +73,9 @@ impl Snapshot {
         check_histogram("extension_np", &host.extension_np)?;
         check_histogram("extension_p", &host.extension_p)?;
         check_histogram("extension_wait", &host.extension_wait)?;
-        check_histogram("critical_stall", &host.critical_stall)?;
+        check_histogram("stall_np", &host.stall_np)?;
+        check_histogram("stall_p", &host.stall_p)?;
+        check_histogram("stall_wait", &host.stall_wait)?;
         check_histogram("decision", &host.decision)?;
         self.vms.iter().try_for_each(check_vm)
     }

@@ -5,7 +5,7 @@
 use serde::{Deserialize, Serialize};
 
 /// Version of [`Snapshot`]; a reader refuses any other.
-pub const STATS_VERSION: u32 = 1;
+pub const STATS_VERSION: u32 = 2;
 
 /// Everything `vmm-ecs` knows at one moment.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -60,8 +60,12 @@ pub struct HostStats {
     /// The longest extension, ns; 0 where the controller does not say.
     #[serde(default)]
     pub extension_max_ns: u64,
-    /// Time a vCPU was off the CPU while inside a critical section.
-    pub critical_stall: Histogram,
+    /// Time a vCPU was off the CPU while inside a non-preemptable section.
+    pub stall_np: Histogram,
+    /// Time a vCPU was off the CPU while inside a preemptable section.
+    pub stall_p: Histogram,
+    /// Time a vCPU was off the CPU while it was due in a lock queue.
+    pub stall_wait: Histogram,
     /// Time one decision took.
     pub decision: Histogram,
     /// Why the controller steers no longer, if so: the host schedules by itself.

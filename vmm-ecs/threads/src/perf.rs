@@ -26,6 +26,9 @@ use perf_event_open_sys::bindings;
 
 use crate::Tid;
 
+/// What a process needs to read context-switch records, in words.
+pub const PRIVILEGE: &str = "root, or CAP_PERFMON and kernel.perf_event_paranoid of 2 or less (Debian's kernels start with 3)";
+
 /// A thread came to or left the CPU.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Switch {

@@ -52,7 +52,12 @@ pub(in crate::mixin) fn fleet(t: &Thresholds) -> Dashboard {
             "Unfair VMs",
             "VMs outside the limit now: below 0 they get too little, above 0 too much. Empty is good.",
         )
-        .column("Deviation", "vm:ecs_share_deviation_unfair:ratio{@}", "percentunit", &[])
+        .column_between(
+            "Deviation",
+            "vm:ecs_share_deviation_unfair:ratio{@}",
+            -t.drift_ratio,
+            t.drift_ratio,
+        )
         .link(Link::Vm),
     )
     .row("Fairness over time")
@@ -114,11 +119,11 @@ fn hosts(t: &Thresholds) -> Panel {
         "short",
         &[(ORANGE, 1.0)],
     )
-    .column(
+    .column_between(
         "Worst loss",
         "instance:ecs_share_deviation:min{@}",
-        "percentunit",
-        &[],
+        -t.starved_ratio,
+        t.drift_ratio,
     )
     .column(
         "Worst gain",

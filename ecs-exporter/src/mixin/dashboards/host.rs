@@ -57,11 +57,11 @@ pub(in crate::mixin) fn host(t: &Thresholds) -> Dashboard {
             "VMs",
             "One row a VM, newest values. A click leads to the VM.",
         )
-        .column(
+        .column_between(
             "Deviation",
             "vm:ecs_share_deviation:ratio{@}",
-            "percentunit",
-            &[(ORANGE, drift)],
+            -drift,
+            drift,
         )
         .column(
             "CPU ready",
@@ -157,7 +157,20 @@ pub(in crate::mixin) fn host(t: &Thresholds) -> Dashboard {
         .query(
             "sum by (le) (increase(ecs_host_critical_stall_seconds_bucket{@}[$__rate_interval]))",
             "{{le}}",
-        ),
+        )
+        .width(8),
+    )
+    .panel(
+        Panel::graph(
+            "Longest stalls",
+            "99th percentile of the time off the CPU inside a critical section, by section.",
+        )
+        .query(
+            "histogram_quantile(0.99, sum by (le, section) \
+                 (rate(ecs_host_critical_stall_seconds_bucket{@}[$__rate_interval])))",
+            "p99 {{section}}",
+        )
+        .unit("s"),
     )
     .panel(
         Panel::graph(
@@ -170,8 +183,7 @@ pub(in crate::mixin) fn host(t: &Thresholds) -> Dashboard {
             "p99 {{section}}",
         )
         .query("ecs_host_extension_limit_seconds{@}", "hard stop")
-        .unit("s")
-        .width(12),
+        .unit("s"),
     )
     .row("Scheduler and exporter")
     .panel(

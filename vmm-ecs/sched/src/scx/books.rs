@@ -53,14 +53,15 @@ pub(crate) fn collect(state: &mut State, program: &Program, epochs: &[u32]) {
 fn collect_host(state: &mut State, program: &Program) {
     let host = &mut state.host;
     host.extension = Default::default();
-    host.critical_stall = Histogram::default();
+    host.critical_stall = Default::default();
     host.decision = Histogram::default();
     host.doorbells = 0;
     for cpu in (0..).map_while(|cpu| program.cpu(cpu)) {
-        for (sum, part) in host.extension.iter_mut().zip(&cpu.extension) {
+        let sums = host.extension.iter_mut().chain(&mut host.critical_stall);
+        let parts = cpu.extension.iter().chain(&cpu.critical_stall);
+        for (sum, part) in sums.zip(parts) {
             sum.merge(&histogram(part));
         }
-        host.critical_stall.merge(&histogram(&cpu.critical_stall));
         host.decision.merge(&histogram(&cpu.decision));
         host.doorbells += cpu.doorbells;
         host.extension_max_ns = host.extension_max_ns.max(cpu.extended_max_ns);

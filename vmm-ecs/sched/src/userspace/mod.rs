@@ -93,8 +93,8 @@ pub enum StartError {
     /// An agent cannot start.
     #[error(
         "Cannot start the agent of CPU {cpu}: it needs CAP_SYS_NICE (SCHED_FIFO), CAP_PERFMON \
-         (context-switch records) and CAP_SYS_PTRACE (whether a vCPU sleeps); run as root or with \
-         these, or use the observe controller"
+         (context-switch records, with kernel.perf_event_paranoid of 2 or less) and CAP_SYS_PTRACE \
+         (whether a vCPU sleeps); run as root or with these, or use the observe controller"
     )]
     Agent {
         /// The CPU.
