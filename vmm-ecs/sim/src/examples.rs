@@ -27,6 +27,7 @@ examples! {
     "bench/no-locks"
     "bench/mutex-alone"
     "bench/mutex"
+    "bench/mutex-lengths"
     "bench/matrix"
     "bench/matrix-kinds"
     "bench/matrix-reads"
