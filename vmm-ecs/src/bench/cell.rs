@@ -74,6 +74,13 @@ pub(super) struct ArmFound {
     pub(super) counters: RunCounters,
 }
 
+impl Found {
+    /// Every scenario of every file, in order.
+    pub(super) fn cells(&self) -> impl Iterator<Item = &Cell> {
+        self.files.iter().flat_map(|file| &file.cells)
+    }
+}
+
 /// A figure over several runs.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Spread {
@@ -135,33 +142,16 @@ impl Cell {
             self.alone_ops_per_s,
         )
     }
-
-    /// Part of slice ends inside a section whose section ended within its extension, eCS arm; none
-    /// where no slice ended inside one.
-    pub(super) fn avoided(&self) -> Option<f64> {
-        let counters = &self.arm(Arm::Ecs)?.counters;
-        demo::ratio(
-            Some(counters.yielded as f64),
-            Some(counters.requests as f64),
-        )
-    }
 }
 
 impl ArmFound {
     fn new(report: &ArmReport) -> Self {
-        let median = |of: fn(&HandoffUs) -> f64| {
-            let runs = report.runs.iter().filter_map(RunReport::handoff_us);
-            demo::median(&runs.map(|us| of(&us)).collect::<Vec<_>>())
-        };
+        let handoff = |of| report.median_if_any(of).unwrap_or_default();
         let handoff_us = HandoffUs {
-            p50: median(|us| us.p50),
-            p99: median(|us| us.p99),
-            p999: median(|us| us.p999),
+            p50: handoff(|run| Some(run.handoff_us()?.p50)),
+            p99: handoff(|run| Some(run.handoff_us()?.p99)),
+            p999: handoff(|run| Some(run.handoff_us()?.p999)),
         };
-        let mut counters = RunCounters::default();
-        for run in &report.runs {
-            counters += run.counters;
-        }
         Self {
             arm: report.arm,
             ops_per_s: report.runs.iter().map(RunReport::ops_per_s).collect(),
@@ -176,7 +166,7 @@ impl ArmFound {
             handoff_us: (handoff_us.p99 > 0.0).then_some(handoff_us),
             share_off_percent: report.median_if_any(|run| run.share_deviation_percent),
             controller_cpu_percent: report.median(|run| run.controller_cpu_percent),
-            counters,
+            counters: report.counters(),
         }
     }
 

@@ -60,16 +60,16 @@ pub(crate) fn run(args: &BenchArgs) -> anyhow::Result<ExitCode> {
         None => rounded(&measure(args)?)?,
     };
     if let Some(path) = &args.json {
-        write(path, &compact(&found)?)?;
+        demo::write(path, &compact(&found)?)?;
     }
     if let Some(path) = &args.html {
-        write(path, &page::render(&found))?;
+        demo::write(path, &page::render(&found))?;
     }
     if let Some(path) = &args.docs {
         let page = std::fs::read_to_string(path)
             .with_context(|| format!("Cannot read {}", path.display()))?;
         let filled = docs::fill(&page, &found).with_context(|| format!("In {}", path.display()))?;
-        write(path, &filled)?;
+        demo::write(path, &filled)?;
     }
     println!("{}", summary::machine(&found));
     for file in &found.files {
@@ -81,8 +81,7 @@ pub(crate) fn run(args: &BenchArgs) -> anyhow::Result<ExitCode> {
         summary::limit(&found),
         tables::bars(&found).markdown()
     );
-    let bars = found.files.iter().flat_map(|file| &file.cells);
-    let bars: Vec<_> = bars.flat_map(|cell| &cell.bars).collect();
+    let bars: Vec<_> = found.cells().flat_map(|cell| &cell.bars).collect();
     let missed = bars.iter().filter(|bar| !bar.holds).count();
     println!("{} bars, {missed} missed", bars.len());
     Ok(if missed == 0 {
@@ -96,10 +95,6 @@ fn read(path: &Path) -> anyhow::Result<Found> {
     let context = || format!("Cannot read the result {}", path.display());
     let text = std::fs::read_to_string(path).with_context(context)?;
     serde_json::from_str(&text).with_context(context)
-}
-
-fn write(path: &Path, text: &str) -> anyhow::Result<()> {
-    std::fs::write(path, text).with_context(|| format!("Cannot write {}", path.display()))
 }
 
 /// With every figure to five digits: more of them are noise.

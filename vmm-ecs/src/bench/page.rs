@@ -6,36 +6,32 @@ use super::cell::{Cell, FileFound, Found};
 use super::tables::{self, Table, label};
 use super::{paper, summary};
 use crate::demo::Arm;
-use crate::demo::html::STYLE;
-use crate::demo::html::plot::{
-    ECS, INK, MARK, NEUTRAL, Row, SQUARE, bars_figure, dark_plots, key, legend,
-};
+use crate::demo::html;
+use crate::demo::html::plot::{ECS, INK, MARK, NEUTRAL, Row, SQUARE, bars_figure, key, legend};
 use crate::demo::html::text::{escape, number, table_of};
 
 /// The whole page.
 pub(super) fn render(found: &Found) -> String {
-    let mut page = format!(
-        "<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"/>\
-         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\"/>\
-         <title>eCS benchmark</title><style>{STYLE}{}</style></head><body><main>\n\
-         <h1>eCS benchmark</h1><p class=\"lead\">{}</p>{}",
-        dark_plots(),
+    let mut page = html::begin("eCS benchmark");
+    let _ = write!(
+        page,
+        "<h1>eCS benchmark</h1><p class=\"lead\">{}</p>{}",
         escape(&summary::machine(found)),
         sentences(&summary::limit(found)),
     );
     for table in [paper::table(found), tables::bars(found)] {
         let _ = write!(page, "<section><h2>{}</h2>", escape(&table.title));
-        page += &html(&table);
+        page += &table_html(&table);
         page += "</section>\n";
     }
     for file in &found.files {
         let table = tables::of_file(file);
         let _ = write!(page, "<section><h2>{}</h2>", escape(&table.title));
         let _ = write!(page, "<div class=\"pair\">{}</div>", plot(file));
-        page += &html(&table);
+        page += &table_html(&table);
         page += "</section>\n";
     }
-    page + "</main></body></html>\n"
+    page + html::END
 }
 
 /// Markdown of sentences and one list, as HTML.
@@ -49,7 +45,7 @@ fn sentences(markdown: &str) -> String {
         + if markdown.contains("- ") { "</ul>" } else { "" }
 }
 
-fn html(table: &Table) -> String {
+fn table_html(table: &Table) -> String {
     let head: Vec<&str> = table.head.iter().map(String::as_str).collect();
     table_of(&escape(&table.title), &head, &table.rows)
 }

@@ -2,7 +2,7 @@
 
 use super::cell::{Cell, Found, Spread};
 use super::tables::{Table, number, spread};
-use crate::demo::Arm;
+use crate::demo::{Arm, RunCounters};
 
 /// Least gain that counts, and the most that the paper reports.
 const GAIN: f64 = 1.2;
@@ -16,14 +16,11 @@ const CLASSES: [(&str, &str, &str); 4] = [
     ("BWW, holders that others sleep for", "blocking", "a mutex"),
 ];
 
-fn cells(found: &Found) -> impl Iterator<Item = &Cell> {
-    found.files.iter().flat_map(|file| &file.cells)
-}
-
 /// Median ratio of eCS to stock in every over-committed scenario with locks, that of several VMs with
 /// several vCPUs each, all honest.
 pub(super) fn over_committed(found: &Found) -> Vec<f64> {
-    cells(found)
+    found
+        .cells()
         .filter(|cell| {
             let scenario = &cell.scenario;
             scenario.vms > 1 && scenario.vcpus > 1 && scenario.workload != "compute"
@@ -57,7 +54,8 @@ pub(super) fn table(found: &Found) -> Table {
         ),
         "two to four VMs on two CPUs, whose work is one lock; the paper: two of 80 vCPUs on 80 cores, applications",
     );
-    let alone: Vec<&Cell> = cells(found)
+    let alone: Vec<&Cell> = found
+        .cells()
         .filter(|cell| cell.scenario.vms == 1 && cell.scenario.workload == "blocking")
         .collect();
     let gains: Vec<f64> = alone
@@ -71,29 +69,27 @@ pub(super) fn table(found: &Found) -> Table {
         "a mutex whose waiters are told, against one whose waiters halt",
     );
     for (class, workload, what) in CLASSES {
-        let (mut yielded, mut requests) = (0, 0);
-        for cell in cells(found).filter(|cell| {
+        let of_class = found.cells().filter(|cell| {
             cell.scenario.workload == workload
                 && cell.scenario.unhinted.is_empty()
                 && cell.scenario.pinning.is_empty()
-        }) {
-            if let Some(ecs) = cell.arm(Arm::Ecs) {
-                yielded += ecs.counters.yielded;
-                requests += ecs.counters.requests;
-            }
-        }
-        let avoided = (requests > 0).then(|| 100.0 * yielded as f64 / requests as f64);
+        });
+        let counters: RunCounters = of_class
+            .filter_map(|cell| Some(cell.arm(Arm::Ecs)?.counters))
+            .sum();
+        let avoided = counters.avoided_ratio().map(|ratio| 100.0 * ratio);
         row(
             &format!("Preemptions avoided: {class}"),
             "85.8 to 100 %",
             format!(
-                "{} % of {requests}",
-                avoided.map_or_else(|| number(None), |avoided| format!("{avoided:.2}"))
+                "{} % of {}",
+                avoided.map_or_else(|| number(None), |avoided| format!("{avoided:.2}")),
+                counters.requests,
             ),
             what,
         );
     }
-    let fair = cells(found).find(|cell| {
+    let fair = found.cells().find(|cell| {
         let scenario = &cell.scenario;
         scenario.vms == 2 && scenario.unhinted.len() == 1 && scenario.seconds >= 10.0
     });

@@ -12,7 +12,7 @@ const NEAR_THE_LIMIT: f64 = 0.95;
 pub(super) fn machine(found: &Found) -> String {
     let machine = &found.machine;
     let runs = |of: fn(usize, usize) -> usize| {
-        let cells = found.files.iter().flat_map(|file| &file.cells);
+        let cells = found.cells();
         cells.map(|cell| cell.scenario.runs).reduce(of).unwrap_or(0)
     };
     let (fewest, most) = (runs(usize::min), runs(usize::max));
@@ -40,8 +40,8 @@ pub(super) fn machine(found: &Found) -> String {
 
 /// How many scenarios reach the limit, and which do not.
 pub(super) fn limit(found: &Found) -> String {
-    let cells = found.files.iter().flat_map(|file| &file.cells);
-    let known: Vec<(&Cell, f64)> = cells
+    let known: Vec<(&Cell, f64)> = found
+        .cells()
         .filter_map(|cell| Some((cell, cell.efficiency(Arm::Ecs)?)))
         .collect();
     let below: Vec<&(&Cell, f64)> = known

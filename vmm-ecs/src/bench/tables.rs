@@ -3,10 +3,8 @@
 use std::fmt::Write;
 
 use super::cell::{ArmFound, Cell, FileFound, Found, Spread};
-use crate::demo::{Arm, Scenario, digits};
-
-/// Between the thousands of a number.
-const GAP: char = '\u{202f}';
+use crate::demo::html::text;
+use crate::demo::{Arm, Scenario};
 
 /// A table, and how it came about.
 #[derive(Debug, Clone, PartialEq)]
@@ -38,8 +36,7 @@ impl Table {
 
 /// A number, or a dash.
 pub(super) fn number(value: impl Into<Option<f64>>) -> String {
-    let value = value.into();
-    value.map_or_else(|| "–".to_owned(), |value| digits::number(value, GAP))
+    value.into().map_or_else(text::none, text::number)
 }
 
 /// Median, and lowest to highest.
@@ -94,18 +91,16 @@ pub(super) fn bars(found: &Found) -> Table {
         "Bars",
         &["scenario", "figure", "measured (median)", "bar", ""],
     );
-    for file in &found.files {
-        for cell in &file.cells {
-            for bar in &cell.bars {
-                table.rows.push(vec![
-                    label(&cell.scenario),
-                    bar.figure.clone(),
-                    bar.measured
-                        .map_or_else(|| number(None), |value| format!("{value:.3}")),
-                    format!("{} {}", bar.direction, bar.bar),
-                    if bar.holds { "holds" } else { "MISSED" }.to_owned(),
-                ]);
-            }
+    for cell in found.cells() {
+        for bar in &cell.bars {
+            table.rows.push(vec![
+                label(&cell.scenario),
+                bar.figure.clone(),
+                bar.measured
+                    .map_or_else(text::none, |value| format!("{value:.3}")),
+                format!("{} {}", bar.direction, bar.bar),
+                if bar.holds { "holds" } else { "MISSED" }.to_owned(),
+            ]);
         }
     }
     table
@@ -150,7 +145,7 @@ fn cells(file: &FileFound) -> Table {
             ops(ecs),
             spread(cell.against(Arm::Ecs, Arm::Stock)),
             number(cell.efficiency(Arm::Ecs)),
-            percent(cell.avoided()),
+            percent(ecs.and_then(|ecs| ecs.counters.avoided_ratio())),
             critical(stock),
             critical(ecs),
             p99(stock),

@@ -1,6 +1,6 @@
 //! What one run gave, and how it comes out of the daemon's counters.
 
-use std::ops::AddAssign;
+use std::iter::Sum;
 
 use anyhow::bail;
 use ecs_microvm::Progress;
@@ -194,6 +194,12 @@ impl RunCounters {
         self.with(before, |now, before| now - before)
     }
 
+    /// Extensions that ended because the section ended, over all slice ends inside a section; None
+    /// where no slice ended inside one.
+    pub(crate) fn avoided_ratio(&self) -> Option<f64> {
+        (self.requests > 0).then(|| self.yielded as f64 / self.requests as f64)
+    }
+
     /// Each counter with that of `other`.
     fn with(&self, other: &Self, f: fn(u64, u64) -> u64) -> Self {
         Self {
@@ -219,9 +225,11 @@ impl RunCounters {
     }
 }
 
-impl AddAssign for RunCounters {
-    fn add_assign(&mut self, other: Self) {
-        *self = self.with(&other, |sum, other| sum + other);
+impl Sum for RunCounters {
+    fn sum<I: Iterator<Item = Self>>(all: I) -> Self {
+        all.fold(Self::default(), |sum, other| {
+            sum.with(&other, |sum, other| sum + other)
+        })
     }
 }
 

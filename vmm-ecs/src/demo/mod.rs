@@ -5,7 +5,7 @@
 //! same work. Arms are interleaved, run by run, so that whatever else the machine does hits all.
 
 mod arm;
-pub(crate) mod digits;
+mod digits;
 mod figures;
 pub(crate) mod html;
 mod measure;
@@ -70,6 +70,11 @@ impl ArmReport {
     /// Median over the runs; zero without any.
     pub(crate) fn median(&self, figure: fn(&RunReport) -> f64) -> f64 {
         median(&self.runs.iter().map(figure).collect::<Vec<_>>())
+    }
+
+    /// Counters of all VMs and runs.
+    pub(crate) fn counters(&self) -> RunCounters {
+        self.runs.iter().map(|run| run.counters).sum()
     }
 
     /// Median over the runs that have the figure.
@@ -199,12 +204,17 @@ pub(crate) fn run(options: &DemoOptions) -> anyhow::Result<()> {
 }
 
 /// Writes what `--json` asks for: to a file, or to standard output.
-pub(crate) fn write_json(path: &Path, found: &impl Serialize) -> anyhow::Result<()> {
+fn write_json(path: &Path, found: &impl Serialize) -> anyhow::Result<()> {
     let text = serde_json::to_string_pretty(found)?;
     if path == Path::new(STDOUT) {
         println!("{text}");
         return Ok(());
     }
+    write(path, &text)
+}
+
+/// Writes a file; an error names it.
+pub(crate) fn write(path: &Path, text: &str) -> anyhow::Result<()> {
     std::fs::write(path, text).with_context(|| format!("Cannot write {}", path.display()))
 }
 
@@ -302,7 +312,7 @@ pub(crate) fn compare(
         throughput_ratio: ratio(ops_of(Arm::Ecs), ops_of(Arm::Stock)),
         extension_ratio: ratio(ops_of(Arm::Ecs), ops_of(Arm::Rotate)),
         efficiency: ratio(ops_of(Arm::Ecs), alone_ops_per_s),
-        avoided_ratio: ecs.and_then(|arm| avoided_ratio(&arm.runs)),
+        avoided_ratio: ecs.and_then(|arm| arm.counters().avoided_ratio()),
         share_deviation_percent: ecs
             .and_then(|arm| arm.median_if_any(|run| run.share_deviation_percent)),
         machine,
@@ -317,13 +327,6 @@ pub(crate) fn compare(
 pub(crate) fn ratio(over: Option<f64>, under: Option<f64>) -> Option<f64> {
     let under = under.filter(|&under| under > 0.0)?;
     Some(over? / under)
-}
-
-/// Extensions that ended because the section ended, over all slice ends inside a section.
-fn avoided_ratio(runs: &[RunReport]) -> Option<f64> {
-    let yielded: u64 = runs.iter().map(|run| run.counters.yielded).sum();
-    let requests: u64 = runs.iter().map(|run| run.counters.requests).sum();
-    (requests > 0).then(|| yielded as f64 / requests as f64)
 }
 
 /// Median; zero for nothing.

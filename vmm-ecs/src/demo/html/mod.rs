@@ -17,7 +17,7 @@ use plot::{
 };
 use text::{count, escape, none, number, plural, seconds, table_of};
 
-pub(crate) const STYLE: &str = include_str!("style.css");
+const STYLE: &str = include_str!("style.css");
 
 const WORDS: &str = "<section><h2>Words</h2><dl class=\"words\">
 <dt>Lock operation</dt><dd>Taking a lock, working inside its section, and releasing it: the work \
@@ -40,16 +40,10 @@ time it received is from that.</dd>
 
 /// The whole page.
 pub(super) fn render(report: &Report) -> String {
-    let mut page = String::new();
-    let _ = write!(
-        page,
-        "<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"/>\
-         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\"/>\
-         <title>eCS demo: {} VMs, {}</title><style>{STYLE}{}</style></head><body><main>\n",
-        report.scenario.vms,
-        escape(&report.scenario.workload),
-        dark_plots(),
-    );
+    let mut page = begin(&format!(
+        "eCS demo: {} VMs, {}",
+        report.scenario.vms, report.scenario.workload
+    ));
     let _ = write!(
         page,
         "<h1>eCS demo</h1><p class=\"lead\">{}</p>",
@@ -68,8 +62,22 @@ pub(super) fn render(report: &Report) -> String {
     page.push_str("</div>");
     page.push_str(&shares::shares(report));
     page.push_str(&all_runs(report));
-    page + WORDS + "</main></body></html>\n"
+    page + WORDS + END
 }
+
+/// A page up to its first heading; [`END`] closes it.
+pub(crate) fn begin(title: &str) -> String {
+    format!(
+        "<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"/>\
+         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\"/>\
+         <title>{}</title><style>{STYLE}{}</style></head><body><main>\n",
+        escape(title),
+        dark_plots(),
+    )
+}
+
+/// The end of a page.
+pub(crate) const END: &str = "</main></body></html>\n";
 
 /// What the ratios say, in words.
 fn headline(report: &Report) -> String {

@@ -209,7 +209,7 @@ pub(crate) fn legend(keys: &[String]) -> String {
 }
 
 /// Exchanges the colours of the plots on a dark page.
-pub(crate) fn dark_plots() -> String {
+pub(super) fn dark_plots() -> String {
     let mut css = "@media (prefers-color-scheme:dark){".to_owned();
     for Paint(light, dark) in [INK, MUTED, GRID, SURFACE, NEUTRAL, CRITICAL]
         .iter()
