@@ -20,22 +20,22 @@
 #![no_std]
 #![forbid(unsafe_code)]
 
-mod aside;
 mod epoch;
 mod fair;
 mod ledger;
 pub mod pace;
 mod params;
+mod patience;
 mod pick;
 mod queue;
 mod snapshot;
 mod turn;
 
-pub use aside::Asides;
 pub use epoch::{aligned_slice_ns, even_vtime_ns, latin_distance};
 pub use fair::{Claim, split_fairly};
 pub use ledger::{Books, Ledger};
 pub use params::{BadParam, Params, WEIGHT_DEFAULT, WEIGHT_RANGE};
+pub use patience::Patience;
 pub use pick::{Candidate, Rank, is_urgent, pick};
 pub use queue::{MAX_VCPUS, Queue, VcpuSet, is_dirty, queue_of};
 pub use snapshot::{CsSnapshot, Wait};

@@ -3,9 +3,8 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use ecs_policy::pace::TOGETHER_SLICES;
 use ecs_policy::{
-    Asides, CsSnapshot, Ledger, Params, Queue, Section, Turn, VcpuSet, VcpuState, Vm, Wait,
+    CsSnapshot, Ledger, Params, Patience, Queue, Section, Turn, VcpuSet, VcpuState, Vm, Wait,
     is_dirty, queue_of,
 };
 use ecs_shm::{UserRegion, VcpuSlots, VmSlots};
@@ -169,11 +168,9 @@ pub(crate) struct VmEntry {
     pub(crate) lock_bound: u32,
     /// One of its vCPUs stepped aside for a head that is off the CPU.
     pub(crate) stuck: bool,
-    /// It is so far behind the others that it runs together ([`TOGETHER_SLICES`]).
-    pub(crate) together: bool,
-    /// How often its vCPUs may still step aside.
-    pub(crate) asides: Asides,
-    /// Its spinners stay: it runs together, or they stepped aside too often.
+    /// Whether its spinners stay.
+    pub(crate) patience: Patience,
+    /// Its spinners stay, as `patience` had it at the last look.
     pub(crate) patient: bool,
     /// What each vCPU was doing when it was read last. The words of a vCPU stand still while it is
     /// off the CPU: only what it waits for can change then.
@@ -224,8 +221,7 @@ impl VmEntry {
             running: VcpuSet::default(),
             lock_bound: 0,
             stuck: false,
-            together: false,
-            asides: Asides::default(),
+            patience: Patience::default(),
             patient: false,
             snaps: Vec::new(),
             preemptions: 0,
@@ -525,7 +521,7 @@ impl State {
         if let Some(vm) = self.vm_mut(vm) {
             let ledger = &mut vm.policy.ledger;
             ledger.wake(vclock_ns, slices * slice_ns);
-            vm.together = ledger.vtime_ns() + TOGETHER_SLICES * slice_ns < vclock_ns;
+            vm.patience.stands(ledger.vtime_ns(), vclock_ns, slice_ns);
         }
     }
 

@@ -7,7 +7,7 @@
 
 use ecs_policy::pace::{
     CREDIT_SLICES, POLL_NS, QUIET_TURNS, REMEMBER_TURNS, SCAN_NS, SHORTEST_NS, SLEEPER_SLICES,
-    TOGETHER_SLICES, VAIN_RINGS,
+    VAIN_RINGS,
 };
 use ecs_policy::{
     Candidate, CsSnapshot, Decision, Event, Input, Leave, Params, Queue, Rank, Turn, Wait,
@@ -135,7 +135,7 @@ impl World {
         let chosen = self.choose(cpu, again.then_some(current));
         if leave == Leave::Hopeless {
             let vm = &mut self.vms[self.vcpus[current].vm];
-            vm.asides.take(self.now_ns, self.params.slice_ns);
+            vm.patience.step_aside(self.now_ns, self.params.slice_ns);
             self.hurry_head(cpu, self.vcpus[current].vm);
         }
         if chosen != Some(current) {
@@ -196,10 +196,10 @@ impl World {
 
     // ---- reading ----
 
-    /// Whether the spinners of a VM stay: it runs together, or they stepped aside too often.
+    /// Whether the spinners of a VM stay.
     fn is_patient(&self, vm: VmId) -> bool {
-        let vm = &self.vms[vm];
-        vm.together || !vm.asides.are_left(self.now_ns, self.params.slice_ns)
+        let patience = &self.vms[vm].patience;
+        patience.holds(self.now_ns, self.params.slice_ns)
     }
 
     /// Whether the vCPUs of a VM should give their CPUs back where they leave a section, for one that is
@@ -369,8 +369,8 @@ impl World {
             let slice_ns = self.params.slice_ns;
             let vm = &mut self.vms[vm];
             vm.books.ledger.wake(others_ns, slices * slice_ns);
-            let together_ns = TOGETHER_SLICES * slice_ns;
-            vm.together = vm.books.ledger.vtime_ns() + together_ns < others_ns;
+            let vtime_ns = vm.books.ledger.vtime_ns();
+            vm.patience.stands(vtime_ns, others_ns, slice_ns);
         }
     }
 

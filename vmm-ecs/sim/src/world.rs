@@ -4,7 +4,7 @@
 //! its doorbell, or the host looks (a tick of [`crate::stock`], a look of [`crate::ecs`]). The
 //! earliest is its leaf in the [`Clock`].
 
-use ecs_policy::{Asides, Ledger, Params, Turn, VcpuSet, VcpuState, Vm as Books};
+use ecs_policy::{Ledger, Params, Patience, Turn, VcpuSet, VcpuState, Vm as Books};
 
 use crate::clock::{Clock, NEVER};
 use crate::ecs::Steering;
@@ -72,10 +72,8 @@ pub(crate) struct Vm {
     pub(crate) lock_bound: u32,
     /// One of its vCPUs stepped aside for a head that is off the CPU.
     pub(crate) stuck: bool,
-    /// It is so far behind the others that it runs together.
-    pub(crate) together: bool,
-    /// How often its vCPUs may still step aside.
-    pub(crate) asides: Asides,
+    /// Whether its spinners stay.
+    pub(crate) patience: Patience,
     pub(crate) tally: Tally,
 }
 
@@ -198,8 +196,7 @@ impl World {
             nr_dirty: 0,
             lock_bound: 0,
             stuck: false,
-            together: false,
-            asides: Asides::default(),
+            patience: Patience::default(),
             tally: Tally::default(),
         });
         let placed = self.vcpus.len();

@@ -129,7 +129,7 @@ fn read_members(state: &mut State, look: &Look<'_>) {
         let Some(vm) = vms.get_mut(id.vm).and_then(Option::as_mut) else {
             continue;
         };
-        vm.patient = vm.together || !vm.asides.are_left(look.now_ns, params.slice_ns);
+        vm.patient = vm.patience.holds(look.now_ns, params.slice_ns);
         vm.refresh(id.vcpu);
         if vm.snap(id.vcpu).wait != Wait::None {
             vm.read();
@@ -332,7 +332,7 @@ fn is_stuck(state: &State, head: VcpuId, current: VcpuId) -> bool {
 fn note_aside(state: &mut State, look: &Look<'_>, vm: usize) {
     let slice_ns = state.params.slice_ns;
     if let Some(vm) = state.vm_mut(vm) {
-        vm.asides.take(look.now_ns, slice_ns);
+        vm.patience.step_aside(look.now_ns, slice_ns);
     }
 }
 

@@ -1,29 +1,57 @@
-//! How often the vCPUs of a VM may step aside.
+//! Whether the spinners of a VM stay on their pCPUs where they wait without hope: where it is so far behind
+//! that it runs together (docs/adr/0010-together.md), or they stepped aside too often
+//! (docs/adr/0011-asides.md).
 //!
 //! A spinner without hope that steps aside lets a queue dissolve, in a few switches. A VM whose vCPUs
 //! do it all the time waits for something else than a queue, answers of other vCPUs for example: there
 //! a spinner may be what the next one waits for, and each switch costs more than it brings.
+
+use crate::pace::TOGETHER_SLICES;
 
 /// Times in a row.
 const BURST: u64 = 32;
 
 /// What is left of a VM's allowance: one time a slice, and up to 32 in a row.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Asides {
+struct Asides {
     /// When all of it will be left again, ns.
     whole_at_ns: u64,
 }
 
 impl Asides {
     /// Whether a vCPU may step aside now.
-    #[must_use]
-    pub fn are_left(&self, now_ns: u64, slice_ns: u64) -> bool {
+    fn are_left(&self, now_ns: u64, slice_ns: u64) -> bool {
         self.whole_at_ns.saturating_sub(now_ns) <= (BURST - 1).saturating_mul(slice_ns)
     }
 
     /// One does.
-    pub fn take(&mut self, now_ns: u64, slice_ns: u64) {
+    fn take(&mut self, now_ns: u64, slice_ns: u64) {
         self.whole_at_ns = self.whole_at_ns.max(now_ns).saturating_add(slice_ns);
+    }
+}
+
+/// What decides whether the spinners of one VM stay.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Patience {
+    together: bool,
+    asides: Asides,
+}
+
+impl Patience {
+    /// Notes where the VM stands in virtual time, and where the least of the others does, ns.
+    pub fn stands(&mut self, vtime_ns: u64, others_ns: u64, slice_ns: u64) {
+        self.together = vtime_ns + TOGETHER_SLICES * slice_ns < others_ns;
+    }
+
+    /// Notes that one of its vCPUs steps aside.
+    pub fn step_aside(&mut self, now_ns: u64, slice_ns: u64) {
+        self.asides.take(now_ns, slice_ns);
+    }
+
+    /// Whether they stay now.
+    #[must_use]
+    pub fn holds(&self, now_ns: u64, slice_ns: u64) -> bool {
+        self.together || !self.asides.are_left(now_ns, slice_ns)
     }
 }
 
@@ -59,5 +87,20 @@ mod tests {
             asides.take(later, SLICE);
         }
         assert!(!asides.are_left(later, SLICE));
+    }
+
+    #[test]
+    fn spinners_stay_far_behind_and_after_too_many_asides() {
+        let mut patience = Patience::default();
+        let far = TOGETHER_SLICES * SLICE;
+        patience.stands(0, far, SLICE);
+        assert!(!patience.holds(0, SLICE), "not quite far enough");
+        patience.stands(0, far + 1, SLICE);
+        assert!(patience.holds(0, SLICE));
+        patience.stands(far, far, SLICE);
+        assert!(!patience.holds(0, SLICE));
+        (0..BURST).for_each(|_| patience.step_aside(0, SLICE));
+        assert!(patience.holds(0, SLICE));
+        assert!(!patience.holds(SLICE, SLICE));
     }
 }
