@@ -91,6 +91,8 @@ struct virtio_ecs_guest_line {		/* written by the guest, read by the host */
 #define VIRTIO_ECS_YIELD_RELEASE	(1U << 0)	/* ring the doorbell when the last section is left */
 #define VIRTIO_ECS_YIELD_HOPELESS	(1U << 1)	/* a vCPU of this VM is off the CPU inside a lock queue:
 							 * a waiter rings the doorbell instead of spinning on */
+#define VIRTIO_ECS_YIELD_BLOCK		(1U << 2)	/* others want this pCPU: ring the doorbell before
+							 * halting for a lock */
 
 struct virtio_ecs_host_line {		/* written by the host, read by the guest */
 	__le32 granted;			/*  0 non-zero while an extension runs */

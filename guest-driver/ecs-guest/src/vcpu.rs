@@ -4,7 +4,8 @@ use core::cell::Cell;
 
 use ecs_abi::{
     VIRTIO_ECS_WAIT_BLOCK, VIRTIO_ECS_WAIT_ENTER, VIRTIO_ECS_WAIT_NONE, VIRTIO_ECS_WAIT_SPIN,
-    VIRTIO_ECS_WIDTH_32, VIRTIO_ECS_YIELD_HOPELESS, VIRTIO_ECS_YIELD_RELEASE,
+    VIRTIO_ECS_WIDTH_32, VIRTIO_ECS_YIELD_BLOCK, VIRTIO_ECS_YIELD_HOPELESS,
+    VIRTIO_ECS_YIELD_RELEASE,
 };
 
 use crate::atomic::{AtomicU32, Ordering, pause};
@@ -147,7 +148,8 @@ pub trait Annotate {
     fn wait_retry(&self);
     /// The lock is not free: this vCPU spins.
     fn wait_spin(&self, wait: &WaitFor<'_>);
-    /// The lock is not free: this vCPU is about to halt.
+    /// The lock is not free: this vCPU is about to halt. Gives its pCPU to another one first, if the
+    /// host asked for it.
     fn wait_block(&self, wait: &WaitFor<'_>);
     /// The lock has a new holder (vCPU plus one, 0: unknown).
     fn wait_holder(&self, holder: u32);
@@ -493,6 +495,9 @@ impl<D: Doorbell, M: AddressMap> Annotate for Vcpu<'_, D, M> {
 
     fn wait_block(&self, wait: &WaitFor<'_>) {
         self.describe(wait, VIRTIO_ECS_WAIT_BLOCK);
+        if self.own.host.r#yield.load(Ordering::Relaxed) & VIRTIO_ECS_YIELD_BLOCK != 0 {
+            self.hand_back();
+        }
     }
 
     fn wait_holder(&self, holder: u32) {

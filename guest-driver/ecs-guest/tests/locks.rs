@@ -281,6 +281,41 @@ fn a_waiter_describes_the_wait_and_hands_back_when_hopeless() {
 }
 
 #[test]
+fn a_waiter_rings_before_it_halts_if_the_host_asks() {
+    let (lines, bell) = (lines(1), Bell::default());
+    let vcpu = vcpu(0, &lines, &bell);
+    let word = AtomicU32::new(1);
+    let outer = vcpu.wait_enter();
+    let halt = || {
+        vcpu.wait_retry();
+        vcpu.wait_block(&WaitFor {
+            word: &word,
+            mask: u32::MAX,
+            value: 0,
+            holder: 2,
+        });
+    };
+    let line = &lines[0];
+    for other in [0, VIRTIO_ECS_YIELD_RELEASE, VIRTIO_ECS_YIELD_HOPELESS] {
+        line.host.r#yield.store(other, Ordering::Relaxed);
+        halt();
+        assert_eq!(bell.rings(), 0, "not asked for: {other}");
+    }
+    line.host
+        .r#yield
+        .store(VIRTIO_ECS_YIELD_BLOCK, Ordering::Relaxed);
+    halt();
+    assert_eq!(bell.rings(), 1);
+    assert_eq!(line.guest.handback.load(Ordering::Relaxed), 1);
+    assert_eq!(
+        line.guest.waiting.load(Ordering::Relaxed),
+        VIRTIO_ECS_WAIT_BLOCK,
+        "described before the bell rings: the host looks at once"
+    );
+    vcpu.wait_end(outer);
+}
+
+#[test]
 fn an_interrupt_that_takes_a_lock_leaves_the_outer_wait_as_it_was() {
     let (lines, bell, lock) = (lines(1), Bell::default(), TicketLock::default());
     let vcpu = vcpu(0, &lines, &bell);

@@ -154,6 +154,8 @@ pub const VIRTIO_ECS_YIELD_RELEASE: u32 = 1 << 0;
 /// `host_line.yield`: a vCPU of this VM is off the CPU inside a lock queue; a waiter rings the
 /// doorbell instead of spinning on.
 pub const VIRTIO_ECS_YIELD_HOPELESS: u32 = 1 << 1;
+/// `host_line.yield`: others want this pCPU; ring the doorbell before halting for a lock.
+pub const VIRTIO_ECS_YIELD_BLOCK: u32 = 1 << 2;
 
 /// Control operation: register the slots of a vCPU.
 pub const VIRTIO_ECS_CTRL_REGISTER: u16 = 1;
@@ -432,6 +434,7 @@ pub const CONSTANTS: &[(&str, u64)] = &[
         "VIRTIO_ECS_YIELD_HOPELESS",
         VIRTIO_ECS_YIELD_HOPELESS as u64,
     ),
+    ("VIRTIO_ECS_YIELD_BLOCK", VIRTIO_ECS_YIELD_BLOCK as u64),
     ("VIRTIO_ECS_CTRL_REGISTER", VIRTIO_ECS_CTRL_REGISTER as u64),
     (
         "VIRTIO_ECS_CTRL_UNREGISTER",

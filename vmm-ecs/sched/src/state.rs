@@ -76,6 +76,8 @@ pub(crate) struct Vcpu {
     /// `VIRTIO_ECS_YIELD_*` last told to the guest.
     pub(crate) yield_bits: u32,
     pub(crate) overloaded: bool,
+    /// Others could run on its pCPU when it was last looked at.
+    pub(crate) crowded: bool,
     /// An extension of it runs.
     pub(crate) extended: bool,
     /// What its last extension protected, the index of the histogram.
@@ -116,6 +118,7 @@ impl Vcpu {
             critical_since: None,
             yield_bits: 0,
             overloaded: false,
+            crowded: false,
             extended: false,
             extended_section: 0,
             role: None,

@@ -83,6 +83,7 @@ pub(super) fn release(state: &mut State, look: &Look<'_>) {
         };
         vcpu.role = None;
         vcpu.ordered_off = false;
+        vcpu.crowded = false;
         vcpu.tell_yield(0);
         if let Some(Err(error)) = vcpu.original.map(|original| original.set(vcpu.tid)) {
             tracing::warn!(tid = vcpu.tid, %error, "Cannot release a vCPU thread");

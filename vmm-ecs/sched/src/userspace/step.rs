@@ -2,7 +2,7 @@
 //! again. Everything here runs under the lock, on the pCPU itself, so that no vCPU of it can run
 //! (and change its words) meanwhile.
 
-use ecs_abi::{VIRTIO_ECS_YIELD_HOPELESS, VIRTIO_ECS_YIELD_RELEASE};
+use ecs_abi::{VIRTIO_ECS_YIELD_BLOCK, VIRTIO_ECS_YIELD_HOPELESS, VIRTIO_ECS_YIELD_RELEASE};
 use ecs_policy::pace::{CREDIT_SLICES, POLL_NS, SCAN_NS, SHORTEST_NS, VAIN_RINGS};
 use ecs_policy::{
     Candidate, Decision, Event, Input, Leave, Params, Queue, Rank, Turn, Wait, aligned_slice_ns,
@@ -221,7 +221,11 @@ fn decide(state: &mut State, look: &Look<'_>, current: VcpuId, mut turn: Turn) -
         };
     };
     let ran_ns = std::mem::take(&mut vcpu.turn_ran_ns);
-    let blocked = vcpu.status == Status::Blocked;
+    let is_candidate = |other: &Runnable| other.rank != Rank::Hopeless;
+    // It rang before it halts for a lock (docs/adr/0012-halts.md). Whether its wait has ended meanwhile
+    // does not matter: siblings that meet at a lock are better apart.
+    let halts = snap.blocked && look.rung.contains(&current) && others.iter().any(is_candidate);
+    let blocked = vcpu.status == Status::Blocked || halts;
     let event = if blocked || force.is_some() {
         Event::Blocked
     } else if !look.rung.is_empty() && (turn.is_extended() || dirty) {
@@ -234,7 +238,7 @@ fn decide(state: &mut State, look: &Look<'_>, current: VcpuId, mut turn: Turn) -
         ran_ns,
         snap,
         queue,
-        others: others.iter().any(|other| other.rank != Rank::Hopeless),
+        others: others.iter().any(is_candidate),
         urgent,
     };
     let extended_ns = turn
@@ -497,6 +501,7 @@ fn leave(state: &mut State, look: &Look<'_>, id: VcpuId) {
     let Some(vcpu) = vm.vcpu_mut(id.vcpu) else {
         return;
     };
+    vcpu.crowded = false;
     vcpu.tell_yield(0);
     vcpu.ordered_off = true;
     vcpu.extended = false;
@@ -519,6 +524,9 @@ fn tell_vm(state: &mut State, vm: usize, here: Option<(usize, bool)>) -> bool {
             continue;
         };
         let mut bits = 0;
+        if vcpu.crowded {
+            bits |= VIRTIO_ECS_YIELD_BLOCK;
+        }
         if dirty {
             bits |= VIRTIO_ECS_YIELD_HOPELESS | VIRTIO_ECS_YIELD_RELEASE;
         }
@@ -538,7 +546,6 @@ fn tell_vm(state: &mut State, vm: usize, here: Option<(usize, bool)>) -> bool {
 
 /// Tells the guest of the current vCPU, and says how soon to look for want of a doorbell.
 fn tell_queues(state: &mut State, pcpu: usize, id: VcpuId, extended: bool) -> Option<u64> {
-    let dirty = tell_vm(state, id.vm, Some((id.vcpu, extended)));
     let waiting = state.pcpus.get(pcpu).map_or(0, |pcpu| {
         let waits = |&&other: &&VcpuId| {
             state
@@ -549,8 +556,10 @@ fn tell_queues(state: &mut State, pcpu: usize, id: VcpuId, extended: bool) -> Op
     });
     state.tell_crowded(pcpu, waiting > 1);
     if let Some(vcpu) = state.vcpu_mut(id) {
+        vcpu.crowded = waiting > 1;
         vcpu.tell_overloaded(waiting > 1);
     }
+    let dirty = tell_vm(state, id.vm, Some((id.vcpu, extended)));
     let vm = state.vm(id.vm)?;
     let bell = vm.spec.doorbells.iter().any(Option::is_some) && !state.mutes.contains(&id);
     let hopeless = vm.place_of(id.vcpu, &vm.running) == Queue::Hopeless;
