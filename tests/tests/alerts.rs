@@ -5,8 +5,9 @@
 #[path = "../../ecs-exporter/tests/common/mod.rs"]
 mod common;
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::Path;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use common::servers::Server;
@@ -14,9 +15,11 @@ use common::{loopback, tools, wait_for};
 use ecs_exporter::mixin::{Span, Thresholds, files_with};
 use ecs_exporter::{Config, spawn_in_thread};
 use ecs_microvm::WorkloadKind;
+use ecs_tests::process::{Process, Signal, until};
 use ecs_tests::scheduling::Scheduling;
 use ecs_tests::{TestVm, rig, root, slow};
 use serde_json::Value;
+use tempfile::TempDir;
 
 /// How long an alert may take from its cause to the Alertmanager; it takes about 15 s.
 const SOON: Duration = Duration::from_secs(90);
@@ -63,6 +66,21 @@ fn site(dir: &Path, exporter: &str, manager: &str) -> String {
         .replace("localhost:9093", manager)
 }
 
+/// A Prometheus with the project's configuration and rules that scrapes `exporter`, and the
+/// Alertmanager it tells; and where they keep their files.
+fn watchers(
+    prometheus: &Path,
+    alertmanager: Command,
+    exporter: &str,
+) -> ([TempDir; 2], Server, Server) {
+    let dirs = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    let config = fs::read_to_string(root().join("deploy/alertmanager/alertmanager.yml")).unwrap();
+    let manager = Server::alertmanager(alertmanager, dirs[0].path(), &config);
+    let config = site(dirs[1].path(), exporter, &manager.addr.to_string());
+    let server = Server::prometheus(prometheus, dirs[1].path(), &config);
+    (dirs, server, manager)
+}
+
 /// Binds each vCPU of a VM to a CPU of its own, with a nice value.
 fn give(vm: &TestVm, nice: i32, cpus: [u32; 2]) {
     for (tid, cpu) in vm.vcpus().unwrap().into_iter().zip(cpus) {
@@ -98,15 +116,8 @@ fn a_vm_starved_by_a_fifth_is_reported_and_fair_ones_are_not() {
         ..Config::default()
     })
     .unwrap();
-    let dirs = [(); 2].map(|()| tempfile::tempdir().unwrap());
-    let config = fs::read_to_string(root().join("deploy/alertmanager/alertmanager.yml")).unwrap();
-    let manager = Server::alertmanager(alertmanager, dirs[0].path(), &config);
-    let config = site(
-        dirs[1].path(),
-        &exporter.addrs()[0].to_string(),
-        &manager.addr.to_string(),
-    );
-    let server = Server::prometheus(&prometheus, dirs[1].path(), &config);
+    let (_dirs, server, manager) =
+        watchers(&prometheus, alertmanager, &exporter.addrs()[0].to_string());
 
     let deviations = || {
         let series = server.query("vm:ecs_share_deviation:ratio", None);
@@ -158,4 +169,106 @@ fn a_vm_starved_by_a_fifth_is_reported_and_fair_ones_are_not() {
             .query("ALERTS{alertname=~\"EcsVm.+\"}", None)
             .is_empty()
     });
+}
+
+/// Rules that record nothing of a demo: eCS shares the CPUs among its VMs.
+const NOT_OF_A_DEMO: [&str; 1] = ["vm:ecs_share_deviation_unfair:ratio"];
+
+/// Values of an instant query, by VM.
+fn by_vm(server: &Server, expression: &str) -> Vec<f64> {
+    let series = server.query(expression, None);
+    let value = |series: &Value| series["value"][1].as_str()?.parse::<f64>().ok();
+    series.iter().filter_map(value).collect()
+}
+
+#[test]
+fn a_demo_is_recorded_and_alarms_nobody() {
+    slow!("a_demo_is_recorded_and_alarms_nobody");
+    let test = "a_demo_is_recorded_and_alarms_nobody";
+    let (Some(prometheus), Some(alertmanager)) =
+        (tools::prometheus(test), tools::alertmanager(test))
+    else {
+        return;
+    };
+    let rig = rig!(test);
+    let [first, second] = rig.pcpus();
+    let (json, log) = (rig.dir().join("out.json"), rig.dir().join("demo.log"));
+    let mut command = rig.command();
+    command
+        .args(["demo", "--arms", "ecs", "--seconds", "6", "--runs", "1"])
+        .args(["--keep", "--pcpus", &format!("{first},{second}"), "--json"])
+        .arg(&json)
+        .stdout(File::create(rig.dir().join("out")).unwrap())
+        .stderr(File::create(&log).unwrap());
+    let mut demo = Process::spawn("the demo", &mut command).unwrap();
+    let address = until("the address of the demo's exporter", SOON, || {
+        let said = fs::read_to_string(&log).unwrap();
+        let address = said.split_once("Live metrics: ")?.1;
+        Some(address.split_once('\n')?.0.to_owned())
+    })
+    .unwrap();
+    let address = address
+        .trim_start_matches("http://")
+        .split('/')
+        .next()
+        .unwrap();
+    let (_dirs, server, manager) = watchers(&prometheus, alertmanager, address);
+
+    let report = until("the demo's result", SOON, || {
+        serde_json::from_slice::<Value>(&fs::read(&json).ok()?).ok()
+    })
+    .unwrap();
+    // eCS stays on now, over the same VMs.
+    let rules = fs::read_to_string(root().join("dashboards/rules/recording.yaml")).unwrap();
+    let recorded: Vec<&str> = rules
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("- record: "))
+        .filter(|record| !NOT_OF_A_DEMO.contains(record))
+        .collect();
+    assert!(recorded.len() > 20, "{recorded:?}");
+    let empty = || -> Vec<&str> {
+        let is_empty = |record: &&str| by_vm(&server, record).is_empty();
+        recorded.iter().copied().filter(is_empty).collect()
+    };
+    let begin = Instant::now();
+    while !empty().is_empty() {
+        assert!(begin.elapsed() < SOON, "not recorded: {:?}", empty());
+        std::thread::sleep(Duration::from_millis(500));
+    }
+    // Rates of one daemon alone.
+    std::thread::sleep(Duration::from_secs(u64::from(
+        hasty().rate_window.as_seconds(),
+    )));
+    let avoided = by_vm(&server, "instance:ecs_extensions_avoided:ratio")[0];
+    let grants = by_vm(&server, "vm:ecs_extension_grants:rate");
+    let deviations = by_vm(&server, "vm:ecs_share_deviation:ratio");
+    let run = &report["arms"][0]["runs"][0];
+    let number = |value: &Value| value.as_f64().unwrap();
+    let in_report = number(&run["counters"]["grants"]) / number(&run["seconds"]);
+    println!(
+        "avoided {avoided}, grants a second {grants:?}, both {in_report} in the demo's own run before; \
+         deviations {deviations:?}"
+    );
+    let both: f64 = grants.iter().sum();
+    assert!(
+        (0.5..2.0).contains(&(both / in_report)),
+        "another run of the same VMs"
+    );
+    assert!(avoided > 0.9, "{avoided}");
+    assert!(
+        grants.len() == 2 && grants.iter().all(|&rate| rate > 1.0),
+        "{grants:?}"
+    );
+    assert!(
+        deviations.iter().all(|it| it.abs() < 0.05),
+        "{deviations:?}"
+    );
+    assert!(
+        server
+            .query("ALERTS{alertstate=\"firing\"}", None)
+            .is_empty()
+    );
+    assert_eq!(manager.json("/api/v2/alerts"), serde_json::json!([]));
+    demo.signal(Signal::SIGINT).unwrap();
+    demo.wait(SOON).unwrap();
 }
