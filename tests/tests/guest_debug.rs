@@ -33,9 +33,14 @@ fn looked_on(parts: &Parts, kernel: &Kernel, cpus: usize, case: impl FnOnce(&Wat
     guest.sh("echo clear >/sys/kernel/debug/kmemleak").unwrap();
     case(&watch, &mut guest);
     assert_eq!(scan(&mut guest), "", "kmemleak");
-    let lockdep = guest.sh("grep debug_locks /proc/lockdep_stats").unwrap();
-    assert!(lockdep.trim().ends_with('1'), "lockdep gave up: {lockdep}");
+    // First: they say why lockdep gave up, if it did.
     assert_eq!(guest.complaints(), Vec::<String>::new());
+    let lockdep = guest.sh("grep debug_locks /proc/lockdep_stats").unwrap();
+    assert!(
+        lockdep.trim().ends_with('1'),
+        "lockdep gave up: {lockdep}\n{}",
+        guest.console()
+    );
     assert_eq!(watch.faults(), 0);
 }
 
