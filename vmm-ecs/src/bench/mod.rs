@@ -51,10 +51,20 @@ pub(crate) struct BenchArgs {
     /// Measure nothing: take the result from this file.
     #[arg(long, conflicts_with_all = ["scenarios", "runs", "seconds", "json"])]
     from: Option<PathBuf>,
+    /// Only make one of the guest's calls, for a tool that counts instructions.
+    #[arg(long, hide = true)]
+    call: Option<api::Call>,
+    /// How often.
+    #[arg(long, hide = true, default_value_t = 1)]
+    times: u32,
 }
 
 /// Runs `vmm-ecs bench`; fails if a bar is missed.
 pub(crate) fn run(args: &BenchArgs) -> anyhow::Result<ExitCode> {
+    if let Some(call) = args.call {
+        call.repeat(args.times);
+        return Ok(ExitCode::SUCCESS);
+    }
     let found = match &args.from {
         Some(path) => read(path)?,
         None => rounded(&measure(args)?)?,
@@ -232,6 +242,8 @@ mod tests {
         html: None,
         docs: None,
         from: None,
+        call: None,
+        times: 1,
     };
 
     /// The result and the page that are kept with the code.

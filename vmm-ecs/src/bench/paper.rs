@@ -111,7 +111,10 @@ pub(super) fn table(found: &Found) -> Table {
         row(
             &format!("Cost: {}", cost.call),
             "–",
-            format!("{:.1} ns", cost.ns),
+            match cost.instructions {
+                Some(count) => format!("{:.1} ns, {count:.0} instructions", cost.ns),
+                None => format!("{:.1} ns", cost.ns),
+            },
             "calls of the Rust crate; the Linux driver adds no instruction to a lock",
         );
     }
