@@ -38,11 +38,9 @@ fn ten_thousand_silent_connections_do_not_keep_prometheus_out() {
     let silent = flood(stack.addr(), FLOOD);
     let begin = Instant::now();
     assert_eq!(value(&stack.metrics(), "ecs_up"), Some(1.0));
-    assert!(
-        begin.elapsed() < Duration::from_secs(5),
-        "{:?}",
-        begin.elapsed()
-    );
+    // Prometheus waits that long by default.
+    let took = begin.elapsed();
+    assert!(took < Duration::from_secs(10), "{took:?}");
     // The exporter holds no more than its limit, whatever clients hold.
     let text = stack.metrics();
     let open = value(&text, "process_open_fds").unwrap();
@@ -94,7 +92,8 @@ fn clients_that_do_not_read_lose_their_places_to_those_who_do() {
         write_timeout: Duration::from_millis(500),
         ..Limits::default()
     });
-    let names: Vec<String> = (0..3000).map(|i| format!("{i:0100}")).collect();
+    // Answers that fit into no socket buffer, and no more: rendering twenty of them is the work here.
+    let names: Vec<String> = (0..1500).map(|i| format!("{i:0100}")).collect();
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
     let _daemon = stack.daemon(with_vms(&names));
     let deaf: Vec<TcpStream> = (0..20)
@@ -108,7 +107,7 @@ fn clients_that_do_not_read_lose_their_places_to_those_who_do() {
         .collect();
     assert_eq!(stack.get("/-/healthy").status, 200);
     let text = stack.metrics();
-    assert!(text.contains(names[2999]));
+    assert!(text.contains(names[1499]));
     for mut stream in deaf {
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         let mut rest = Vec::new();

@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 use ecs_exporter::{Config, Handle, Limits, spawn_in_thread};
 use ecs_stats::*;
 
-pub const PATIENCE: Duration = Duration::from_secs(10);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Two VMs with a value of its own in every field.
 pub fn fixture() -> Snapshot {
