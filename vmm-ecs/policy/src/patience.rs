@@ -11,7 +11,10 @@ use crate::pace::TOGETHER_SLICES;
 /// Times in a row.
 const BURST: u64 = 32;
 
-/// What is left of a VM's allowance: one time a slice, and up to 32 in a row.
+/// Turns that vCPUs which halt for a lock may give away, a slice (docs/adr/0012-halts.md).
+const HALTS_A_SLICE: u64 = 4;
+
+/// What is left of a VM's allowance: one time in each period, and up to 32 in a row.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct Asides {
     /// When all of it will be left again, ns.
@@ -20,21 +23,22 @@ struct Asides {
 
 impl Asides {
     /// Whether a vCPU may step aside now.
-    fn are_left(&self, now_ns: u64, slice_ns: u64) -> bool {
-        self.whole_at_ns.saturating_sub(now_ns) <= (BURST - 1).saturating_mul(slice_ns)
+    fn are_left(&self, now_ns: u64, period_ns: u64) -> bool {
+        self.whole_at_ns.saturating_sub(now_ns) <= (BURST - 1).saturating_mul(period_ns)
     }
 
     /// One does.
-    fn take(&mut self, now_ns: u64, slice_ns: u64) {
-        self.whole_at_ns = self.whole_at_ns.max(now_ns).saturating_add(slice_ns);
+    fn take(&mut self, now_ns: u64, period_ns: u64) {
+        self.whole_at_ns = self.whole_at_ns.max(now_ns).saturating_add(period_ns);
     }
 }
 
-/// What decides whether the spinners of one VM stay.
+/// What decides whether the spinners of one VM stay, and those that halt keep their turns.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Patience {
     together: bool,
     asides: Asides,
+    halts: Asides,
 }
 
 impl Patience {
@@ -52,6 +56,17 @@ impl Patience {
     #[must_use]
     pub fn holds(&self, now_ns: u64, slice_ns: u64) -> bool {
         self.together || !self.asides.are_left(now_ns, slice_ns)
+    }
+
+    /// Notes that one of its vCPUs, about to halt for a lock, gives its turn away.
+    pub fn halt(&mut self, now_ns: u64, slice_ns: u64) {
+        self.halts.take(now_ns, slice_ns / HALTS_A_SLICE);
+    }
+
+    /// Whether it may do so now.
+    #[must_use]
+    pub fn may_halt(&self, now_ns: u64, slice_ns: u64) -> bool {
+        !self.together && self.halts.are_left(now_ns, slice_ns / HALTS_A_SLICE)
     }
 }
 
@@ -102,5 +117,24 @@ mod tests {
         (0..BURST).for_each(|_| patience.step_aside(0, SLICE));
         assert!(patience.holds(0, SLICE));
         assert!(!patience.holds(SLICE, SLICE));
+    }
+
+    #[test]
+    fn turns_are_given_away_four_times_a_slice_whatever_spinners_do() {
+        let mut patience = Patience::default();
+        (0..BURST).for_each(|_| patience.step_aside(0, SLICE));
+        for _ in 0..BURST {
+            assert!(patience.may_halt(0, SLICE));
+            patience.halt(0, SLICE);
+        }
+        assert!(!patience.may_halt(0, SLICE));
+        for quarter in 1..=8 {
+            let now = quarter * SLICE / HALTS_A_SLICE;
+            assert!(patience.may_halt(now, SLICE), "{quarter}");
+            patience.halt(now, SLICE);
+            assert!(!patience.may_halt(now, SLICE), "{quarter}");
+        }
+        patience.stands(0, TOGETHER_SLICES * SLICE + 1, SLICE);
+        assert!(!patience.may_halt(1000 * SLICE, SLICE), "it runs together");
     }
 }

@@ -224,7 +224,10 @@ fn decide(state: &mut State, look: &Look<'_>, current: VcpuId, mut turn: Turn) -
     let is_candidate = |other: &Runnable| other.rank != Rank::Hopeless;
     // It rang before it halts for a lock (docs/adr/0012-halts.md). Whether its wait has ended meanwhile
     // does not matter: siblings that meet at a lock are better apart.
-    let halts = snap.blocked && look.rung.contains(&current) && others.iter().any(is_candidate);
+    let halts = snap.blocked
+        && vm.patience.may_halt(look.now_ns, params.slice_ns)
+        && look.rung.contains(&current)
+        && others.iter().any(is_candidate);
     let blocked = vcpu.status == Status::Blocked || halts;
     let event = if blocked || force.is_some() {
         Event::Blocked
@@ -297,6 +300,9 @@ fn decide(state: &mut State, look: &Look<'_>, current: VcpuId, mut turn: Turn) -
         Decision::Leave(leave) => {
             let again = !matches!(leave, Leave::Blocked | Leave::Hopeless);
             let chosen = choose_among(state, look, &others, again.then_some(current));
+            if halts {
+                note_halt(state, look, current.vm);
+            }
             if leave == Leave::Hopeless {
                 note_aside(state, look, current.vm);
                 hurry_head(state, look.pcpu, current.vm);
@@ -330,6 +336,14 @@ fn is_stuck(state: &State, head: VcpuId, current: VcpuId) -> bool {
                 vtime_ns(head).unwrap_or(u64::MAX),
                 vtime_ns(current).unwrap_or(0),
             ))
+}
+
+/// A vCPU of this VM gives its turn away, as it halts for a lock.
+fn note_halt(state: &mut State, look: &Look<'_>, vm: usize) {
+    let slice_ns = state.params.slice_ns;
+    if let Some(vm) = state.vm_mut(vm) {
+        vm.patience.halt(look.now_ns, slice_ns);
+    }
 }
 
 /// A vCPU of this VM steps aside.
