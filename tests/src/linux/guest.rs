@@ -7,7 +7,7 @@ use super::shell::Hardware;
 use super::{Initramfs, Kernel, Parts, Shell};
 
 /// Virtio device id: QEMU's test device takes only ids that it knows the name of.
-const DEVICE_ID: u32 = 45;
+pub const DEVICE_ID: u32 = 45;
 
 /// A machine to boot.
 #[derive(Debug, Clone)]

@@ -14,7 +14,8 @@
 //! host's side within the test: the real device, and reads of what the guest publishes against the
 //! truth its test module writes beside it. A [`Relay`] on the socket connects QEMU with a daemon
 //! that goes away and comes back, and makes the device misbehave. [`cases`] has what cases share,
-//! [`cycles`] what they do a thousand times. [`side_by_side`] puts the demo's VMs under several schedulers of one host.
+//! [`cycles`] what they do a thousand times. [`side_by_side`] puts the demo's VMs under several schedulers of one host;
+//! [`nested`] has a VMM and a Linux guest on such a host.
 //!
 //! # What it does not do
 //! It proves nothing about speed: every instruction is emulated. A [`Guest`]'s vCPUs are QEMU's
@@ -22,6 +23,7 @@
 
 pub mod cases;
 pub mod cycles;
+pub mod nested;
 pub mod side_by_side;
 
 mod emulator;
@@ -38,7 +40,7 @@ mod watch;
 mod wire;
 
 pub use emulator::on_emulator;
-pub use guest::{Guest, Machine};
+pub use guest::{DEVICE_ID, Guest, Machine};
 pub use host::{Host, HostVm};
 pub use initramfs::Initramfs;
 pub use meddler::{Garbage, Meddling};

@@ -6,6 +6,8 @@ use std::process::Command;
 
 use anyhow::{Context, bail};
 
+use super::Host;
+
 /// The cache of real parts.
 #[derive(Debug, Clone)]
 pub struct Parts {
@@ -105,6 +107,47 @@ impl Parts {
             command.arg("-L").arg(root.join(dir));
         }
         command
+    }
+
+    /// Has QEMU on a host, with its own libraries and firmware; returns the command that runs it there.
+    ///
+    /// # Errors
+    /// If it cannot be asked for its libraries.
+    pub fn qemu_for(&self, host: &mut Host) -> anyhow::Result<String> {
+        const THERE: &str = "/qemu";
+        let root = self.cache.join("qemu");
+        let loader = root.join("lib64/ld-linux-x86-64.so.2");
+        let program = root.join("usr/bin/qemu-system-x86_64");
+        let output = Command::new(&loader)
+            .arg("--library-path")
+            .arg(root.join("usr/lib/x86_64-linux-gnu"))
+            .arg("--list")
+            .arg(&program)
+            .output()?;
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        // "NAME => PATH (ADDRESS)".
+        let libraries = said.lines().filter_map(|line| {
+            let path = line.split_once(" => ")?.1.split_whitespace().next()?;
+            Some(PathBuf::from(path))
+        });
+        let firmware = [
+            "seabios/bios-256k.bin",
+            "qemu/kvmvapic.bin",
+            "qemu/linuxboot_dma.bin",
+        ];
+        let firmware = firmware.map(|file| root.join("usr/share").join(file));
+        for file in [loader, program]
+            .into_iter()
+            .chain(libraries)
+            .chain(firmware)
+        {
+            let name = file.file_name().context("A file without a name")?;
+            let there = format!("{THERE}/{}", name.display());
+            host.files.push((file, there));
+        }
+        Ok(format!(
+            "{THERE}/ld-linux-x86-64.so.2 --library-path {THERE} {THERE}/qemu-system-x86_64 -L {THERE}"
+        ))
     }
 }
 

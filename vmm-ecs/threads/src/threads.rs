@@ -17,7 +17,7 @@ pub struct VcpuThread {
 }
 
 /// vCPU threads of a process, by vCPU number: threads named `vcpuN`, as Cloud Hypervisor names
-/// them. They appear late (at boot, and when vCPUs are hot-plugged): ask again.
+/// them, or `CPU N/KVM`, as QEMU does if told to name them. They appear late (at boot, and when vCPUs are hot-plugged): ask again.
 ///
 /// # Errors
 /// If the process is gone.
@@ -37,10 +37,7 @@ pub fn vcpu_threads_in(process: &Path) -> io::Result<Vec<VcpuThread>> {
         let Ok(name) = fs::read_to_string(path.join("comm")) else {
             continue;
         };
-        let vcpu = name
-            .trim_end()
-            .strip_prefix("vcpu")
-            .and_then(|number| number.parse().ok());
+        let vcpu = number_in(name.trim_end());
         let tid = path
             .file_name()
             .and_then(|name| name.to_str()?.parse().ok());
@@ -51,6 +48,12 @@ pub fn vcpu_threads_in(process: &Path) -> io::Result<Vec<VcpuThread>> {
     found.sort_unstable_by_key(|thread| (thread.vcpu, thread.tid));
     found.dedup_by_key(|thread| thread.vcpu);
     Ok(found)
+}
+
+/// vCPU number in the name of a vCPU thread.
+fn number_in(name: &str) -> Option<u32> {
+    let qemu = || name.strip_prefix("CPU ")?.strip_suffix("/KVM");
+    name.strip_prefix("vcpu").or_else(qemu)?.parse().ok()
 }
 
 /// Start time of a thread in clock ticks since boot: with the id it names a thread for ever.
@@ -160,6 +163,22 @@ mod tests {
         assert!(cpu > 0);
         drop(stop);
         sleeper.join().unwrap();
+    }
+
+    #[test]
+    fn names_of_both_vmms_are_known() {
+        assert_eq!(number_in("vcpu12"), Some(12));
+        assert_eq!(number_in("CPU 3/KVM"), Some(3));
+        for other in [
+            "vcpu",
+            "vcpu1a",
+            "CPU 3/TCG",
+            "CPU/KVM",
+            "vmm",
+            "CPU -1/KVM",
+        ] {
+            assert_eq!(number_in(other), None, "{other}");
+        }
     }
 
     #[test]
