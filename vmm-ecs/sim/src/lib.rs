@@ -32,6 +32,7 @@
 mod clock;
 mod ecs;
 mod examples;
+mod fair;
 mod fleet;
 mod guest;
 mod histogram;

@@ -8,12 +8,14 @@ use ecs_policy::{Ledger, Params, Patience, Turn, VcpuSet, VcpuState, Vm as Books
 
 use crate::clock::{Clock, NEVER};
 use crate::ecs::Steering;
+use crate::fair::Entity;
 use crate::guest::{Lock, Phase, Work};
 use crate::histogram::Histogram;
 use crate::ids::{CpuId, LockId, Table, VcpuId, VmId};
 use crate::report::Tally;
 use crate::rng::Rng;
-use crate::scenario::{Arm, HostSection, Scenario, ScenarioError};
+use crate::scenario::{Arm, HostSection, Scenario, ScenarioError, StockSection};
+use crate::stock::StockCpu;
 
 /// Whether a vCPU runs, could run, or sleeps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,8 +49,8 @@ pub(crate) struct Vcpu {
     pub(crate) reads: bool,
     pub(crate) lock: Option<LockId>,
     pub(crate) policy: VcpuState,
-    /// The stock scheduler's virtual time, ns.
-    pub(crate) vruntime_ns: u64,
+    /// What the stock scheduler knows of it.
+    pub(crate) fair: Entity,
     /// It left the CPU inside a section, then.
     pub(crate) critical_since_ns: Option<u64>,
 }
@@ -99,8 +101,7 @@ pub(crate) struct Cpu {
     pub(crate) host_ns: u64,
     /// vCPUs bound here (eCS), or here now (stock), running or not, awake or not.
     pub(crate) members: Vec<VcpuId>,
-    /// When the current vCPU came, ns.
-    pub(crate) came_ns: u64,
+    pub(crate) stock: StockCpu,
     pub(crate) turn: Option<Turn>,
     /// CPU time of the current vCPU that its turn does not know yet, ns.
     pub(crate) turn_ran_ns: u64,
@@ -121,6 +122,7 @@ pub(crate) struct World {
     pub(crate) arm: Arm,
     pub(crate) params: Params,
     pub(crate) host: HostSection,
+    pub(crate) stock: StockSection,
     pub(crate) tick_ns: u64,
     pub(crate) tick_jitter_ns: u64,
     pub(crate) stock_slice_ns: u64,
@@ -146,6 +148,7 @@ impl World {
             now_ns: 0,
             arm,
             params: scenario.params(arm),
+            stock: scenario.stock.clone(),
             tick_ns: scenario.stock.tick_us * 1000,
             tick_jitter_ns: scenario.stock.tick_jitter_us * 1000,
             stock_slice_ns: scenario.stock.slice_us * 1000,
@@ -169,6 +172,9 @@ impl World {
             for _ in 0..section.count {
                 world.add_vm(section, &cpus);
             }
+        }
+        if !arm.steers() {
+            world.stock_settle();
         }
         Ok(world)
     }
@@ -204,7 +210,7 @@ impl World {
             let cpu = self.least_loaded(&allowed, vm, placed);
             // Nobody starts in step with another.
             let left_ns = self.rng.below(self.vms[vm].work.out_ns + 1);
-            let vruntime_ns = self.rng.below(100_000);
+            let vruntime_ns = i64::try_from(self.rng.below(100_000)).unwrap_or(0);
             let vcpu = self.vcpus.push(Vcpu {
                 vm,
                 number: u16::try_from(number).unwrap_or(u16::MAX),
@@ -220,7 +226,7 @@ impl World {
                 reads: false,
                 lock: None,
                 policy: VcpuState::default(),
-                vruntime_ns,
+                fair: Entity::new(vruntime_ns, self.stock_slice_ns, section.weight),
                 critical_since_ns: None,
             });
             self.cpus[cpu].members.push(vcpu);
@@ -257,7 +263,7 @@ impl World {
             if self.arm.steers() {
                 self.fill(cpu);
             } else {
-                self.stock_next(cpu);
+                self.stock_begin(cpu);
             }
             self.schedule(cpu);
         }
@@ -281,7 +287,7 @@ impl World {
             } else if self.arm.steers() {
                 self.timer(cpu);
             } else {
-                self.tick(cpu);
+                self.stock_event(cpu);
             }
             self.schedule(cpu);
         }
@@ -310,7 +316,13 @@ impl World {
         }
         this.since_ns = self.now_ns;
         let Some(current) = this.current else {
-            this.idle_ns += ran_ns;
+            let thread = this.stock.running;
+            if let Some(thread) = thread.and_then(|index| this.stock.threads.get_mut(index)) {
+                this.host_ran_ns += ran_ns;
+                thread.ran(ran_ns);
+            } else {
+                this.idle_ns += ran_ns;
+            }
             return;
         };
         this.turn_ran_ns += ran_ns;
@@ -318,8 +330,7 @@ impl World {
         vcpu.policy.cpu_ns += ran_ns;
         let ledger = &mut self.vms[vcpu.vm].books.ledger;
         ledger.charge(ran_ns);
-        vcpu.vruntime_ns +=
-            ran_ns * u64::from(ecs_policy::WEIGHT_DEFAULT) / u64::from(ledger.weight());
+        vcpu.fair.ran(ran_ns);
     }
 
     /// The host itself runs on a CPU for `cost_ns`; the current vCPU stands still. Time up to now is
@@ -373,7 +384,6 @@ impl World {
         let this = &mut self.cpus[cpu];
         debug_assert!(this.current.is_none());
         this.current = Some(id);
-        this.came_ns = self.now_ns;
         this.turn_ran_ns = 0;
         this.phase_end_ns = NEVER;
         self.delay(cpu, cost_ns);
@@ -460,7 +470,7 @@ impl Cpu {
             ring_ns: NEVER,
             host_ns: NEVER,
             members: Vec::new(),
-            came_ns: 0,
+            stock: StockCpu::default(),
             turn: None,
             turn_ran_ns: 0,
             bonus_ns: 0,

@@ -7,6 +7,9 @@ use proptest::prelude::*;
 const ARMS: [Arm; 4] = [Arm::Stock, Arm::Rotate, Arm::HolderOnly, Arm::Ecs];
 const KINDS: [&str; 6] = ["ticket", "queue", "rwlock", "irq", "blocking", "compute"];
 
+/// A host without threads of its own, whose vCPUs start where the daemon would put them.
+const QUIET: &str = "[stock]\nobserver_sleep_us = 0\nwakeups_per_s = 0\napart = true\n";
+
 fn vm(kind: &str, vcpus: usize, in_us: f64, out_us: f64, more: &str) -> String {
     format!(
         "[[vm]]\nvcpus = {vcpus}\n{more}\n\
@@ -103,7 +106,8 @@ fn no_cpu_idles_while_a_vcpu_waits() {
         }
     }
     // Three that compute on four CPUs: each has one, and one CPU has nothing to do.
-    let spare = scenario("[host]\ncores = 4", &[vm("compute", 3, 5.0, 5.0, "")]);
+    let host = format!("{QUIET}[host]\ncores = 4");
+    let spare = scenario(&host, &[vm("compute", 3, 5.0, 5.0, "")]);
     for arm in ARMS {
         let report = run(&spare, arm, 1).unwrap();
         assert_eq!(report.idle_ns, report.duration_ns, "{arm}");
@@ -118,7 +122,7 @@ fn weights_hold() {
             vm("compute", 2, 5.0, 5.0, "weight = 100"),
             vm("compute", 2, 5.0, 5.0, "weight = 300"),
         ];
-        let scenario = scenario("duration_ms = 10000", &vms);
+        let scenario = scenario(&format!("duration_ms = 10000\n{QUIET}"), &vms);
         let report = run(&scenario, arm, 1).unwrap();
         assert!(report.share_deviation_percent < 1.0, "{arm}: {report:?}");
     }
@@ -128,7 +132,8 @@ fn weights_hold() {
 fn work_alone_takes_the_time_it_is_said_to_take() {
     // 5 us in, 5 us out, alone on its CPU: 100 000 a second.
     for arm in ARMS {
-        let scenario = scenario("[host]\ncores = 1", &[vm("ticket", 1, 5.0, 5.0, "")]);
+        let host = format!("{QUIET}[host]\ncores = 1");
+        let scenario = scenario(&host, &[vm("ticket", 1, 5.0, 5.0, "")]);
         let report = run(&scenario, arm, 1).unwrap();
         assert!(
             (report.ops_per_s / 1e5 - 1.0).abs() < 0.01,
@@ -210,4 +215,68 @@ fn each_class_of_preemption_is_met_where_it_belongs() {
     assert!(blocking.wakeups > 0 && blocking.waiter == 0, "{blocking:?}");
     let compute = critical("compute", "");
     assert_eq!((compute.preemptions(), compute.wakeups), (0, 0));
+}
+
+#[test]
+fn a_wake_up_of_a_host_thread_is_a_chance_to_choose_again() {
+    let convoy = |stock: &str| {
+        let host = format!("duration_ms = 4000\n[stock]\napart = true\n{stock}");
+        let scenario = scenario(&host, &[vm("ticket", 4, 5.0, 5.0, "count = 2")]);
+        let report = run(&scenario, Arm::Stock, 1).unwrap();
+        judge(&scenario, &report);
+        report
+    };
+    let with = |wakeups: u32, observer: u32| {
+        convoy(&format!(
+            "slice_us = 1400\nwakeups_per_s = {wakeups}\nobserver_sleep_us = {observer}"
+        ))
+    };
+    let ticks_alone = with(0, 0);
+    // Two CPUs, 4 ms: at most one change a tick.
+    assert!(ticks_alone.preemptions <= 2 * 1000, "{ticks_alone:?}");
+    let (some, many) = (with(200, 0), with(2_000, 0));
+    assert!(some.preemptions > ticks_alone.preemptions * 11 / 10);
+    assert!(many.preemptions > some.preemptions * 3 / 2);
+    // A convoy does one operation a change.
+    assert!(many.ops_per_s > ticks_alone.ops_per_s * 1.2, "{many:?}");
+    let observed = with(0, 1_060);
+    assert!(observed.preemptions > ticks_alone.preemptions * 3 / 2);
+}
+
+#[test]
+fn ticks_leave_a_current_vcpu_its_slice_and_wake_ups_no_more_than_its_share() {
+    let preemptions = |slice_us: u32, wakeups_per_s: u32| {
+        let host = format!(
+            "duration_ms = 4000\n[host]\ncores = 1\n\
+             [stock]\nslice_us = {slice_us}\nwakeups_per_s = {wakeups_per_s}\n\
+             wakeup_us = 10\nobserver_sleep_us = 0"
+        );
+        let scenario = scenario(&host, &[vm("compute", 1, 5.0, 5.0, "count = 4")]);
+        let report = run(&scenario, Arm::Stock, 1).unwrap();
+        assert!(report.share_deviation_percent < 3.0, "{report:?}");
+        report.preemptions
+    };
+    let (short, long) = (preemptions(1_400, 0), preemptions(20_000, 0));
+    assert!(long * 4 < short, "{long} with 20 ms, {short} with 1.4 ms");
+    // Past the average of its queue nobody is protected, however long its slice.
+    let woken = preemptions(20_000, 2_000);
+    assert!(
+        woken > short,
+        "{woken} with 2000 wake-ups, {short} with none"
+    );
+}
+
+#[test]
+fn what_the_hosts_threads_take_is_host_time() {
+    let host = "duration_ms = 10000\n[host]\ncores = 1\nswitch_ns = 0\n\
+                [stock]\nobserver_sleep_us = 900\nobserver_look_us = 100\nwakeups_per_s = 100\n\
+                wakeup_us = 500";
+    let scenario = scenario(host, &[vm("compute", 1, 5.0, 5.0, "")]);
+    let report = run(&scenario, Arm::Stock, 1).unwrap();
+    judge(&scenario, &report);
+    // A tenth for the observer and a twentieth for the others, less what they wait for the CPU.
+    let per_mille = report.host_ns * 1000 / report.duration_ns;
+    assert!((120..=151).contains(&per_mille), "{per_mille}");
+    let steered = run(&scenario, Arm::Ecs, 1).unwrap();
+    assert!(steered.host_ns < report.host_ns / 10, "nobody observes");
 }

@@ -199,6 +199,18 @@ pub struct StockSection {
     pub slice_us: u64,
     /// Ticks come up to so much late, us, each by a random part of it.
     pub tick_jitter_us: u64,
+    /// The observing daemon's thread sleeps for so long between two looks, us; 0: nobody observes. It is
+    /// on one CPU of the host, by chance which.
+    pub observer_sleep_us: u64,
+    /// CPU time of one of its looks, us.
+    pub observer_look_us: u64,
+    /// Wake-ups of the host's other threads on each CPU, a second; 0: none.
+    pub wakeups_per_s: u64,
+    /// CPU time of one of them, us.
+    pub wakeup_us: u64,
+    /// The vCPUs of a VM begin on CPUs of their own, as far as there are so many; otherwise the CPUs have
+    /// equally many vCPUs, whichever VM they are of, as the kernel deals them.
+    pub apart: bool,
 }
 
 impl Default for StockSection {
@@ -207,6 +219,11 @@ impl Default for StockSection {
             tick_us: 4_000,
             slice_us: 2_800,
             tick_jitter_us: 20,
+            observer_sleep_us: 1_060,
+            observer_look_us: 35,
+            wakeups_per_s: 50,
+            wakeup_us: 100,
+            apart: false,
         }
     }
 }
@@ -413,6 +430,20 @@ impl Scenario {
                 0,
                 self.stock.tick_us / 2,
             ),
+            (
+                "stock.observer_sleep_us",
+                self.stock.observer_sleep_us,
+                0,
+                10_000_000,
+            ),
+            (
+                "stock.observer_look_us",
+                self.stock.observer_look_us,
+                1,
+                100_000,
+            ),
+            ("stock.wakeups_per_s", self.stock.wakeups_per_s, 0, 100_000),
+            ("stock.wakeup_us", self.stock.wakeup_us, 1, 100_000),
         ] {
             range(field, value, least, most)?;
         }
