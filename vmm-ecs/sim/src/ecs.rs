@@ -18,6 +18,9 @@ use crate::clock::NEVER;
 use crate::ids::{CpuId, Id, VcpuId, VmId};
 use crate::world::{Place, World};
 
+/// The daemon listens again to doorbells that were muted, every so often, ns (its supervisor's beat).
+const BEAT_NS: u64 = 20_000_000;
+
 /// What the agents remember together, and buffers they use again.
 #[derive(Debug, Default)]
 pub(crate) struct Steering {
@@ -45,9 +48,15 @@ impl World {
 
     /// A guest rang.
     pub(crate) fn rung(&mut self, cpu: CpuId) {
-        if self.cpus[cpu].vain_rings <= VAIN_RINGS {
+        let current = self.cpus[cpu].current;
+        if current.is_some_and(|id| !self.is_muted(id)) {
             self.look(cpu, Event::HandBack, self.host.doorbell_ns);
         }
+    }
+
+    /// Whether nobody listens to a vCPU's doorbell for having rung in vain too often.
+    fn is_muted(&self, id: VcpuId) -> bool {
+        self.now_ns < self.vcpus[id].muted_until_ns
     }
 
     /// The current vCPU fell asleep.
@@ -117,13 +126,15 @@ impl World {
         };
         let decision = turn.decide(&self.params, &mut vm.books, &mut vcpu.policy, &input);
         self.note_quiet(cpu, &input, &decision);
+        let rang = event == Event::HandBack;
         match decision {
             Decision::Keep { for_ns } | Decision::Extend { for_ns, .. } => {
-                self.cpus[cpu].vain_rings += u32::from(event == Event::HandBack);
+                self.note_ring(cpu, current, rang);
                 self.stay(cpu, current, turn, for_ns, cost_ns);
             }
             Decision::Renew => {
                 let turn = self.begin(cpu, current, 0);
+                self.note_ring(cpu, current, rang);
                 self.stay(cpu, current, turn, turn.left_ns(), cost_ns);
             }
             Decision::Leave(leave) => self.leave_cpu(cpu, current, leave, cost_ns),
@@ -309,6 +320,15 @@ impl World {
         turn
     }
 
+    /// Notes that a ring changed nothing; after too many nobody listens until the next beat.
+    fn note_ring(&mut self, cpu: CpuId, id: VcpuId, rang: bool) {
+        let this = &mut self.cpus[cpu];
+        this.vain_rings += u32::from(rang);
+        if rang && this.vain_rings > VAIN_RINGS {
+            self.vcpus[id].muted_until_ns = (self.now_ns / BEAT_NS + 1) * BEAT_NS;
+        }
+    }
+
     fn stay(&mut self, cpu: CpuId, id: VcpuId, turn: Turn, for_ns: u64, cost_ns: u64) {
         self.delay(cpu, cost_ns);
         self.cpus[cpu].turn = Some(turn);
@@ -343,15 +363,25 @@ impl World {
     /// Sets the agent's timer: to the end of what was granted, or earlier where nobody will ring.
     fn set_timer(&mut self, cpu: CpuId, id: VcpuId, turn: Turn, for_ns: u64) {
         let work = self.vms[self.vcpus[id].vm].work;
-        let bell = work.enlightened && !work.pins;
+        let bell = work.enlightened && !work.pins && !self.is_muted(id);
         let mut for_ns = for_ns;
         if turn.is_extended() && !bell {
             for_ns = for_ns.min(POLL_NS + self.rng.below(POLL_NS));
-        } else if self.params.queue_rules && self.place_of(id, None) == Queue::Hopeless {
+        } else if self.params.queue_rules
+            && (self.place_of(id, None) == Queue::Hopeless
+                || (self.is_muted(id) && self.asks_for_cpus(self.vcpus[id].vm)))
+            && self.is_wanted(cpu)
+        {
             for_ns = for_ns.min(SCAN_NS);
         }
         let this = &mut self.cpus[cpu];
         this.host_ns = this.since_ns.max(self.now_ns) + for_ns.max(SHORTEST_NS);
+    }
+
+    /// Whether somebody waits for this CPU.
+    fn is_wanted(&self, cpu: CpuId) -> bool {
+        let mut members = self.cpus[cpu].members.iter();
+        members.any(|&id| self.vcpus[id].place == Place::Waiting)
     }
 
     /// A VM may lag behind the others by so many slices of virtual time, whatever held it up.

@@ -49,6 +49,8 @@ pub(crate) struct Vcpu {
     pub(crate) reads: bool,
     pub(crate) lock: Option<LockId>,
     pub(crate) policy: VcpuState,
+    /// Nobody listens to its doorbell until then, ns.
+    pub(crate) muted_until_ns: u64,
     /// What the stock scheduler knows of it.
     pub(crate) fair: Entity,
     /// It left the CPU inside a section, then.
@@ -226,6 +228,7 @@ impl World {
                 reads: false,
                 lock: None,
                 policy: VcpuState::default(),
+                muted_until_ns: 0,
                 fair: Entity::new(vruntime_ns, self.stock_slice_ns, section.weight),
                 critical_since_ns: None,
             });
