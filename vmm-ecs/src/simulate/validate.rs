@@ -15,6 +15,9 @@ use crate::demo::{self, Arm, Bench, DemoOptions, RunReport};
 /// Difference between a simulated and a measured throughput ratio that the project allows itself.
 const ALLOWED_PERCENT: f64 = 10.0;
 
+/// Runs simulated for each real series: of a scenario with two outcomes, five could all be of one.
+const SEEDS: u32 = 101;
+
 /// Runs scenarios both ways, and prints every figure of both.
 pub(super) fn run(files: &[String], seed: Option<u64>) -> anyhow::Result<ExitCode> {
     let (mut within, mut within_beside) = (0, 0);
@@ -33,7 +36,9 @@ pub(super) fn run(files: &[String], seed: Option<u64>) -> anyhow::Result<ExitCod
             let arms = vec![Arm::Stock, Arm::Ecs];
             let options = DemoOptions::of_file(&point.scenario, arms)
                 .with_context(|| format!("{file} has no real run"))?;
-            let simulated = Simulated::of(file, &point, Arms::Both.list(), seed)?;
+            let mut many = point.clone();
+            many.scenario.runs = SEEDS;
+            let simulated = Simulated::of(file, &many, Arms::Both.list(), seed)?;
             let bench = Bench::new(&options)?;
             let measured = demo::compare(&bench, &options, &|text| eprintln!("{text}"))?;
             let print = |figure: &str, real: f64, range: Option<(f64, f64)>, found: f64| {
