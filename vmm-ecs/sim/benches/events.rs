@@ -6,7 +6,7 @@ use ecs_sim::{Arm, Scenario, run};
 const CASES: [(&str, &str); 5] = [
     (
         "2 CPUs, 2 VMs x 2, ticket",
-        "duration_ms = 2000\n[[vm]]\ncount = 2\nvcpus = 2\n\
+        "duration_ms = 2000\n[stock]\napart = true\n[[vm]]\ncount = 2\nvcpus = 2\n\
          workload = { kind = \"ticket\", in_us = 5, out_us = 5 }\n",
     ),
     (
