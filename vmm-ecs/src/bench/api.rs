@@ -93,7 +93,7 @@ pub(super) struct CallCost {
     /// Time, ns, median of several series.
     pub(super) ns: f64,
     /// Instructions, where they could be counted.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) instructions: Option<f64>,
 }
 
