@@ -135,6 +135,9 @@ pub(crate) struct PolicySection {
     /// Controller `scx`, of the queue rules: VMs that wait for their own locks run on few CPUs at a
     /// time.
     pub(crate) apart: bool,
+    /// Controller `scx`, only to measure it (docs/adr/0007-sched-ext.md): it schedules vCPUs
+    /// alone, below all other threads of the host.
+    pub(crate) partial: bool,
 }
 
 impl Default for PolicySection {
@@ -151,6 +154,7 @@ impl Default for PolicySection {
             step_aside: true,
             head_first: true,
             apart: true,
+            partial: false,
         }
     }
 }
@@ -209,6 +213,7 @@ pub(crate) struct ScxSection {
     pub(crate) step_aside: bool,
     pub(crate) head_first: bool,
     pub(crate) apart: bool,
+    pub(crate) partial: bool,
 }
 
 impl ConfigFile {
@@ -298,6 +303,7 @@ impl TryFrom<ConfigFile> for Config {
                 step_aside: policy.step_aside,
                 head_first: policy.head_first,
                 apart: policy.apart,
+                partial: policy.partial,
             },
             vms,
         })

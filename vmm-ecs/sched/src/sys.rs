@@ -123,6 +123,15 @@ impl SchedAttr {
         }
     }
 
+    /// `SCHED_EXT`: a sched_ext scheduler's in any case, not only where it takes all threads.
+    #[cfg(feature = "scx")]
+    pub(crate) fn ext() -> Self {
+        Self {
+            policy: 7,
+            ..Self::sized()
+        }
+    }
+
     /// From the fields that describe a thread, e.g. out of a journal.
     #[must_use]
     pub fn from_parts(policy: u32, flags: u64, nice: i32, priority: u32, runtime_ns: u64) -> Self {

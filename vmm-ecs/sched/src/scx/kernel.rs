@@ -13,7 +13,7 @@ pub(crate) use super::compiled::types;
 use super::compiled::{EcsSkel, EcsSkelBuilder};
 use super::sizes::{self, ProgramSize};
 use super::{ScxConfig, ScxError, named};
-use crate::sys::{Tid, thread_fd};
+use crate::sys::{SchedAttr, Tid, thread_fd};
 
 /// Places for VMs, and for the vCPUs of one; `ECS_MAX_*` of `bpf/shared.h`.
 pub(crate) const MAX_VMS: usize = len(|bss: &types::bss| &bss.vms);
@@ -27,6 +27,8 @@ const fn len<S, T, const N: usize>(_: fn(&S) -> &[T; N]) -> usize {
     N
 }
 
+/// `SCX_OPS_SWITCH_PARTIAL`: only threads of the policy `SCHED_EXT` are scheduled.
+const SWITCH_PARTIAL: u64 = 8;
 /// Size of a page, bytes: x86-64 only.
 const PAGE: u32 = 4096;
 
@@ -45,6 +47,8 @@ pub(crate) struct Program {
     /// Doorbells; without it guests ring in vain.
     doorbell: Option<Link>,
     skel: ManuallyDrop<EcsSkel<'static>>,
+    /// See [`ScxConfig::partial`].
+    partial: bool,
     /// What `skel` borrows from.
     storage: NonNull<MaybeUninit<OpenObject>>,
     bss: NonNull<types::bss>,
@@ -91,7 +95,11 @@ impl Program {
         let mut open = EcsSkelBuilder::default()
             .open(place)
             .map_err(ScxError::Load)?;
-        open.struct_ops.ecs_ops_mut().timeout_ms = config.timeout_ms;
+        let ops = open.struct_ops.ecs_ops_mut();
+        ops.timeout_ms = config.timeout_ms;
+        if config.partial {
+            ops.flags |= SWITCH_PARTIAL;
+        }
         let rodata = open.maps.rodata_data.as_deref_mut();
         let Some(rodata) = rodata else {
             return Err(ScxError::Broken("it has no constants"));
@@ -121,6 +129,7 @@ impl Program {
             link: None,
             doorbell: None,
             skel: ManuallyDrop::new(skel),
+            partial: config.partial,
             storage,
             bss,
         })
@@ -192,7 +201,7 @@ impl Program {
     }
 
     /// Says which vCPU a thread is, and where this process has the vCPU's words: the kernel pins
-    /// their pages until it is told others.
+    /// their pages until it is told others. In partial mode the thread comes to this scheduler now.
     pub(crate) fn set_thread(
         &self,
         tid: Tid,
@@ -205,6 +214,9 @@ impl Program {
         }
         let number = u64::try_from(vm * MAX_VCPUS + vcpu + 1).unwrap_or(u64::MAX);
         let thread = thread_fd(tid).map_err(ScxError::NoThread)?;
+        if self.partial {
+            SchedAttr::ext().set(tid).map_err(ScxError::NoThread)?;
+        }
         self.skel
             .maps
             .threads

@@ -119,6 +119,9 @@ pub struct ScxConfig {
     pub head_first: bool,
     /// VMs that wait for their own locks run on few CPUs at a time.
     pub apart: bool,
+    /// It schedules vCPUs alone, not the whole host, in a class below that of all other threads.
+    /// Only to measure what that costs: threads stay in that class when this controller goes.
+    pub partial: bool,
     /// Every operation on the books is recorded: [`ScxController::records`].
     pub record: bool,
     /// Time a runnable thread may wait until the kernel ends the scheduler, ms.
@@ -133,6 +136,7 @@ impl Default for ScxConfig {
             step_aside: true,
             head_first: true,
             apart: true,
+            partial: false,
             record: false,
             timeout_ms: 10_000,
         }
@@ -182,7 +186,7 @@ impl ScxController {
             program: program.clone(),
             stop: stop.clone(),
             threads: Vec::new(),
-            host: Host::read("scx", "full"),
+            host: Host::read("scx", if config.partial { "partial" } else { "full" }),
         };
         controller.spawn("ecs-scx", move || look_after(&inner, &program, &stop))?;
         Ok(controller)
