@@ -143,6 +143,65 @@ fn shares_hold_whatever_a_guest_says() {
     });
 }
 
+/// Our class only for vCPUs, which then ranks below that of all other threads.
+fn partial() -> Arm {
+    Arm {
+        name: "eCS, partial mode".to_owned(),
+        ..ours_with("--policy 'partial = true'")
+    }
+}
+
+/// Why the scheduler takes over the whole host: what is left for vCPUs beside other threads.
+#[test]
+fn vcpus_alone_in_a_class_below_all_others_get_what_is_left() {
+    let name = "vcpus_alone_in_a_class_below_all_others_get_what_is_left";
+    slow!(name);
+    let (parts, host) = scx_host!(name, "7.3");
+    let kernel = parts.kernel("7.3").unwrap();
+    HostVm::run(&parts, &kernel, &host, |host| {
+        let server = "/sys/kernel/debug/sched/ext_server/cpu0";
+        let server = host.sh(&format!("cat {server}/runtime {server}/period"));
+        println!("The kernel keeps for the class, ns of ns: {server:?}");
+        let mut hogs = String::new();
+        for hogged in [false, true] {
+            if hogged {
+                let busy = "sh -c 'while :; do :; done' >/dev/null 2>&1 & echo $!";
+                hogs = host
+                    .sh(&format!("taskset 1 {busy}; taskset 2 {busy}"))
+                    .unwrap()
+                    .replace('\n', " ");
+            }
+            for vcpus in [2, 4] {
+                let load = Load {
+                    workload: "ticket",
+                    vcpus,
+                    pcpus: "0-1",
+                    seconds: 3,
+                };
+                let arms = [Arm::stock(), partial(), ours()];
+                let outcomes = side_by_side(host, &arms, &load).unwrap();
+                for outcome in &outcomes {
+                    println!(
+                        "{} hogs: VMs had {:.3} CPUs",
+                        if hogged { 2 } else { 0 },
+                        outcome.cpus
+                    );
+                    say(&load, outcome);
+                }
+                let [_, partial, full] = outcomes.as_slice() else {
+                    panic!("{outcomes:?}");
+                };
+                if hogged {
+                    assert!(full.total() > 2.0 * partial.total(), "{outcomes:?}");
+                    // Two VMs and two threads on two CPUs.
+                    assert!((0.9..1.1).contains(&full.cpus), "{full:?}");
+                }
+            }
+        }
+        host.sh(&format!("kill {hogs}")).unwrap();
+    });
+}
+
 /// What each rule of the lock queue is worth, one at a time and together.
 #[test]
 fn each_queue_rule_is_worth_something() {

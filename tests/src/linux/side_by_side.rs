@@ -71,6 +71,8 @@ pub struct Outcome {
     pub vcpus_are: String,
     /// The longest extension, us; 0 where nobody says.
     pub extension_max_us: u64,
+    /// CPUs' worth of time that all VMs had.
+    pub cpus: f64,
     /// Largest deviation of a VM's CPU time from its entitlement, percent; none in a short run.
     pub share_deviation_percent: Option<f64>,
     /// Counters of all VMs over the run, by name: the demo's.
@@ -148,14 +150,19 @@ fn demo(host: &mut HostVm, arm: &Arm, load: &Load) -> anyhow::Result<Outcome> {
         .pointer("/arms/0/runs/0")
         .context("The demo has no run")?;
     let vms = run.get("vms").and_then(Value::as_array);
-    let rates = vms.into_iter().flatten().map(|vm| {
-        let rate = vm.get("ops_per_s").and_then(Value::as_f64);
-        rate.with_context(|| format!("No rate: {vm}"))
-    });
+    let of_vms = |name: &str| -> anyhow::Result<Vec<f64>> {
+        let figures = vms.into_iter().flatten().map(|vm| {
+            let figure = vm.get(name).and_then(Value::as_f64);
+            figure.with_context(|| format!("No {name}: {vm}"))
+        });
+        figures.collect()
+    };
+    let seconds = run.get("seconds").and_then(Value::as_f64);
     let counters = run.get("counters").context("The demo has no counters")?;
     Ok(Outcome {
         arm: arm.name.clone(),
-        ops_per_s: rates.collect::<anyhow::Result<_>>()?,
+        ops_per_s: of_vms("ops_per_s")?,
+        cpus: of_vms("cpu_s")?.iter().sum::<f64>() / seconds.context("The run has no length")?,
         vcpus_are: report
             .get("vcpus_are")
             .and_then(Value::as_str)
