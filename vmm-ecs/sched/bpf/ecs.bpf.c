@@ -64,9 +64,6 @@ static void look_and_place(struct vcpu_ref *ref, struct ecs_input *in)
 {
 	look_at(ref, &in->snap);
 	in->queue = queue_place(ref->index, &in->snap);
-	/* It spins for a sibling that holds nothing: for an answer. */
-	if (in->queue == ECS_QUEUE_UNKNOWN && ecs_spins(&in->snap) && in->snap.holder)
-		ref->vm->answers = LOCK_BOUND_TURNS;
 	if (in->queue == ECS_QUEUE_HOPELESS && !steps_aside(ref))
 		in->queue = ECS_QUEUE_UNKNOWN;
 	ref->vcpu->rank = in->queue == ECS_QUEUE_HOPELESS ? ECS_RANK_HOPELESS :
@@ -150,7 +147,7 @@ static __u8 wanted_of(const struct ecs_vm_state *vm, bool watched)
 {
 	__u8 wanted = watched ? VIRTIO_ECS_YIELD_RELEASE : 0;
 
-	if (setup.params.queue_rules && vm->stuck)
+	if (setup.params.queue_rules && vm->stuck && !vm->answers)
 		wanted |= VIRTIO_ECS_YIELD_RELEASE | VIRTIO_ECS_YIELD_HOPELESS;
 	return wanted;
 }
@@ -201,6 +198,10 @@ static __noinline bool runs_on(struct task_struct *p, __u32 cpu, __u32 *first, _
 	if (!alone)
 		look_and_place(&ref, &in);
 	weigh(&in, &w, ref.vm, until_ns);
+	/* Its vCPUs want to run at the same time: now. */
+	if (state->gathered == w.vm + 1 && in.others)
+		in.urgent = true;
+	state->gathered = 0;
 	if (rung && (ecs_turn_is_extended(&ref.vcpu->turn) || ref.vm->stuck)) {
 		/* At a place that suits it, for its siblings in the queue if for nobody else. */
 		in.event = ECS_EVENT_HAND_BACK;
@@ -468,7 +469,7 @@ static bool stays(struct task_struct *current, struct ecs_cpu *state, __u64 now_
 	survey(ref.index, &snap, false);
 	ask(&ref, wanted_of(ref.vm, state->ends_with_section));
 	/* An extension is watched all the time, a slice less and less. */
-	if (!state->ends_with_section && !ref.vm->stuck)
+	if (!state->ends_with_section && (!ref.vm->stuck || ref.vm->answers))
 		state->look_ns = ecs_mul(state->look_ns, 2);
 	if (place == ECS_QUEUE_HOPELESS && setup.params.queue_rules && steps_aside(&ref))
 		return false;

@@ -58,6 +58,7 @@ struct ecs_cpu {
 	__u64 since_ns;		/* the host's task here runs since then */
 	__u32 vcpu;		/* that runs here, plus one; 0: none */
 	__u32 tid;		/* its thread */
+	__u32 gathered;		/* VM that another CPU has turned to, and this one should, plus one */
 	__u8 ends_with_section;	/* a section keeps it here: it leaves as soon as that is over */
 	__u8 endless;
 	__u8 rung;		/* its guest rang the doorbell, as it was asked to */
@@ -167,6 +168,14 @@ static const struct ecs_params *policy(void)
 
 	barrier_var(p);
 	return p;
+}
+
+static __u32 nr_vcpus_of(__u32 vm_index)
+{
+	const struct ecs_vm_config *config = vm_config_at(vm_index);
+	__u32 nr = config ? config->nr_vcpus : 0;
+
+	return nr < ECS_MAX_VCPUS ? nr : ECS_MAX_VCPUS;
 }
 
 static void advance_vclock(__u64 vtime_ns)

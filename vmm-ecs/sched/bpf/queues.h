@@ -158,6 +158,8 @@ static bool run_next(__u32 cpu, __u32 first, __u32 here, struct waiting *w, __u6
 			break;
 		if (take_from(cpu, w->vm)) {
 			advance_vclock(w->vm_vtime_ns);
+			if (w->vm != here)
+				gather(cpu, w->vm, scx_bpf_dsq_nr_queued(DSQ_VM + w->vm));
 			return true;
 		}
 		if (tried.nr < MAX_TRIES)

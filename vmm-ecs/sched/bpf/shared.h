@@ -106,7 +106,8 @@ struct ecs_vcpu {
 	__u8 runnable;
 	__u8 yield;		/* VIRTIO_ECS_YIELD_*: what its guest was last asked for */
 	__u8 overloaded;	/* what its guest was last told */
-	__u8 reserved0[3];
+	__u8 reserved0;
+	__u16 called;		/* sibling it was last seen to spin for, plus one */
 	__u32 critical_section;	/* enum ecs_section of what it was taken from at critical_since_ns */
 };
 

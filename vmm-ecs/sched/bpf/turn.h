@@ -3,6 +3,7 @@
 #ifndef ECS_TURN_H
 #define ECS_TURN_H
 
+#include "answers.h"
 #include "guest.h"
 #include "hints.h"
 #include "maps.h"
@@ -108,24 +109,27 @@ static void look_at(const struct vcpu_ref *ref, struct ecs_snapshot *snap)
 		ref->vm->lock_bound = LOCK_BOUND_TURNS;
 }
 
-static __u32 nr_vcpus_of(__u32 vm_index)
-{
-	const struct ecs_vm_config *config = vm_config_at(vm_index);
-	__u32 nr = config ? config->nr_vcpus : 0;
-
-	return nr < ECS_MAX_VCPUS ? nr : ECS_MAX_VCPUS;
-}
-
 /* The vCPU's place in its lock queue. Reads the words of its siblings, who share its address space. */
 __noinline __u32 queue_place(__u32 index, const struct ecs_snapshot *own __arg_nonnull)
 {
 	__u32 vm_index = index / ECS_MAX_VCPUS, base = vm_index * ECS_MAX_VCPUS;
 	struct ecs_queue_walk walk;
+	struct ecs_vm_state *vm = vm_at(vm_index);
 	__u32 place = ecs_queue_begin(&walk, own);
-	int i;
+	int i, answer;
 
-	if (place != ECS_QUEUE_UNKNOWN)
+	if (place != ECS_QUEUE_UNKNOWN || !vm)
 		return place;
+	if (vm->answers) {
+		answer = place_among_answers(index, own);
+		if (answer >= 0)
+			return answer;
+	}
+	/* The same places as numbers that the verifier does not know: it would follow each combination. */
+	walk.holder += vm->reserved1;
+	walk.ended += vm->reserved1;
+	walk.any += vm->reserved1;
+	walk.entering_runs += vm->reserved1;
 	bpf_for(i, 0, nr_vcpus_of(vm_index)) {
 		__u32 other = base + i;
 		struct ecs_vcpu *vcpu = vcpu_at(other);
@@ -136,7 +140,10 @@ __noinline __u32 queue_place(__u32 index, const struct ecs_snapshot *own __arg_n
 		read_snapshot(other, NULL, NULL, &snap);
 		ecs_queue_see(&walk, own, i, &snap, vcpu->running);
 	}
-	return ecs_queue_end(&walk, own);
+	place = ecs_queue_end(&walk, own);
+	if (place == ECS_QUEUE_UNKNOWN && own->wait == ECS_WAIT_PENDING && own->holder && !vm->answers)
+		note_answers(index);
+	return place;
 }
 
 /*
@@ -181,7 +188,10 @@ __noinline int survey(__u32 index, const struct ecs_snapshot *own __arg_nonnull,
 			best = i + 1;
 	}
 	vm->stuck = stuck;
-	vm->first = setup.head_first ? best ? best : head : 0;
+	/* Of those that wait for answers, any that was answered: no queue stands still behind it. */
+	if (!best && !vm->answers)
+		best = head;
+	vm->first = setup.head_first ? best : 0;
 	return 0;
 }
 
