@@ -165,9 +165,12 @@ fn vcpus_alone_in_a_class_below_all_others_get_what_is_left() {
         let mut hogs = String::new();
         for hogged in [false, true] {
             if hogged {
+                // Of the least weight: the daemon, whose programs the kernel verifies first, has to start.
                 let busy = "sh -c 'while :; do :; done' >/dev/null 2>&1 & echo $!";
+                let light = "cd /sys/fs/cgroup; echo +cpu >cgroup.subtree_control; mkdir light; \
+                             echo 1 >light/cpu.weight; echo 0 >light/cgroup.procs";
                 hogs = host
-                    .sh(&format!("taskset 1 {busy}; taskset 2 {busy}"))
+                    .sh(&format!("({light}; taskset 1 {busy}; taskset 2 {busy})"))
                     .unwrap()
                     .replace('\n', " ");
             }
@@ -193,8 +196,7 @@ fn vcpus_alone_in_a_class_below_all_others_get_what_is_left() {
                 };
                 if hogged {
                     assert!(full.total() > 2.0 * partial.total(), "{outcomes:?}");
-                    // Two VMs and two threads on two CPUs.
-                    assert!((0.9..1.1).contains(&full.cpus), "{full:?}");
+                    assert!(full.cpus > 0.9, "no less than the busy threads: {full:?}");
                 }
             }
         }
