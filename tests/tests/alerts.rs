@@ -81,6 +81,19 @@ fn watchers(
     (dirs, server, manager)
 }
 
+/// Values of an instant query, by VM.
+fn by_vm(server: &Server, expression: &str) -> Vec<f64> {
+    let series = server.query(expression, None);
+    let value = |series: &Value| series["value"][1].as_str()?.parse::<f64>().ok();
+    series.iter().filter_map(value).collect()
+}
+
+/// Waits until rates are of what is now, and not of the start.
+fn pass_a_window() {
+    let window = hasty().rate_window.as_seconds();
+    std::thread::sleep(Duration::from_secs(u64::from(window)));
+}
+
 /// Binds each vCPU of a VM to a CPU of its own, with a nice value.
 fn give(vm: &TestVm, nice: i32, cpus: [u32; 2]) {
     for (tid, cpu) in vm.vcpus().unwrap().into_iter().zip(cpus) {
@@ -119,18 +132,11 @@ fn a_vm_starved_by_a_fifth_is_reported_and_fair_ones_are_not() {
     let (_dirs, server, manager) =
         watchers(&prometheus, alertmanager, &exporter.addrs()[0].to_string());
 
-    let deviations = || {
-        let series = server.query("vm:ecs_share_deviation:ratio", None);
-        let deviation = |series: &Value| series["value"][1].as_str()?.parse::<f64>().ok();
-        series.iter().filter_map(deviation).collect::<Vec<_>>()
-    };
+    let deviations = || by_vm(&server, "vm:ecs_share_deviation:ratio");
     wait_for("the deviation is recorded", SOON, || {
         deviations().len() == 2
     });
-    // The first values are of the start.
-    std::thread::sleep(Duration::from_secs(u64::from(
-        hasty().rate_window.as_seconds(),
-    )));
+    pass_a_window();
     let begin = Instant::now();
     while begin.elapsed() < QUIET {
         let firing = server.query("ALERTS{alertstate=\"firing\"}", None);
@@ -173,13 +179,6 @@ fn a_vm_starved_by_a_fifth_is_reported_and_fair_ones_are_not() {
 
 /// Rules that record nothing of a demo: eCS shares the CPUs among its VMs.
 const NOT_OF_A_DEMO: [&str; 1] = ["vm:ecs_share_deviation_unfair:ratio"];
-
-/// Values of an instant query, by VM.
-fn by_vm(server: &Server, expression: &str) -> Vec<f64> {
-    let series = server.query(expression, None);
-    let value = |series: &Value| series["value"][1].as_str()?.parse::<f64>().ok();
-    series.iter().filter_map(value).collect()
-}
 
 #[test]
 fn a_demo_is_recorded_and_alarms_nobody() {
@@ -235,10 +234,7 @@ fn a_demo_is_recorded_and_alarms_nobody() {
         assert!(begin.elapsed() < SOON, "not recorded: {:?}", empty());
         std::thread::sleep(Duration::from_millis(500));
     }
-    // Rates of one daemon alone.
-    std::thread::sleep(Duration::from_secs(u64::from(
-        hasty().rate_window.as_seconds(),
-    )));
+    pass_a_window();
     let avoided = by_vm(&server, "instance:ecs_extensions_avoided:ratio")[0];
     let grants = by_vm(&server, "vm:ecs_extension_grants:rate");
     let deviations = by_vm(&server, "vm:ecs_share_deviation:ratio");

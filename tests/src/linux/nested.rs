@@ -2,7 +2,7 @@
 //! whole path. Times mean nothing.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use serde_json::Value;
@@ -22,7 +22,7 @@ pub const SERVE: &str = "(setsid vmm-ecs serve --config /tmp/ecs.toml </dev/null
 pub const KILL: &str =
     "kill -9 $(cat /tmp/daemon); while [ -d /proc/$(cat /tmp/daemon) ]; do :; done";
 /// Waits for the end of the VM.
-pub const ENDS: &str = "while [ -d /proc/$(cat /tmp/vmm) ]; do sleep 0.2; done";
+const ENDS: &str = "while [ -d /proc/$(cat /tmp/vmm) ]; do sleep 0.2; done";
 /// The VM's kernel, its files, and what its kernel is told: its shell is on the first serial line.
 pub const KERNEL: &str = "/vm/vmlinuz";
 /// See [`KERNEL`].
@@ -59,8 +59,7 @@ pub fn start(vmm: &str) -> String {
 #[must_use]
 pub fn host(kernel: &Kernel, files: &Initramfs, programs: Vec<PathBuf>) -> Host {
     for module in kernel.modules().unwrap() {
-        let name = module.file_name().unwrap();
-        files.add(&module, Path::new("/").join(name)).unwrap();
+        files.add_to(&module, "/").unwrap();
     }
     Host {
         memory: 2048,

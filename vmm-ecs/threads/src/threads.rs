@@ -17,7 +17,8 @@ pub struct VcpuThread {
 }
 
 /// vCPU threads of a process, by vCPU number: threads named `vcpuN`, as Cloud Hypervisor names
-/// them, or `CPU N/KVM`, as QEMU does if told to name them. They appear late (at boot, and when vCPUs are hot-plugged): ask again.
+/// them, or `CPU N/KVM`, as QEMU does if told to name them. They appear late (at boot, and when vCPUs
+/// are hot-plugged): ask again.
 ///
 /// # Errors
 /// If the process is gone.
