@@ -5,8 +5,8 @@
 use ecs_abi::{VIRTIO_ECS_YIELD_BLOCK, VIRTIO_ECS_YIELD_HOPELESS, VIRTIO_ECS_YIELD_RELEASE};
 use ecs_policy::pace::{CREDIT_SLICES, POLL_NS, SCAN_NS, SHORTEST_NS, VAIN_RINGS};
 use ecs_policy::{
-    Candidate, Decision, Event, Input, Leave, Params, Queue, Rank, Turn, Wait, aligned_slice_ns,
-    is_urgent, pick,
+    Candidate, Decision, Event, Input, Leave, Params, Patience, Queue, Rank, Turn, Wait,
+    aligned_slice_ns, is_urgent, pick,
 };
 
 use smallvec::SmallVec;
@@ -301,10 +301,10 @@ fn decide(state: &mut State, look: &Look<'_>, current: VcpuId, mut turn: Turn) -
             let again = !matches!(leave, Leave::Blocked | Leave::Hopeless);
             let chosen = choose_among(state, look, &others, again.then_some(current));
             if halts {
-                note_halt(state, look, current.vm);
+                note_gift(state, look, current.vm, Patience::halt);
             }
             if leave == Leave::Hopeless {
-                note_aside(state, look, current.vm);
+                note_gift(state, look, current.vm, Patience::step_aside);
                 hurry_head(state, look.pcpu, current.vm);
             }
             if chosen != Some(current)
@@ -338,19 +338,11 @@ fn is_stuck(state: &State, head: VcpuId, current: VcpuId) -> bool {
             ))
 }
 
-/// A vCPU of this VM gives its turn away, as it halts for a lock.
-fn note_halt(state: &mut State, look: &Look<'_>, vm: usize) {
+/// Notes that a vCPU of this VM gives its pCPU to another one of its own accord: how says `note`.
+fn note_gift(state: &mut State, look: &Look<'_>, vm: usize, note: fn(&mut Patience, u64, u64)) {
     let slice_ns = state.params.slice_ns;
     if let Some(vm) = state.vm_mut(vm) {
-        vm.patience.halt(look.now_ns, slice_ns);
-    }
-}
-
-/// A vCPU of this VM steps aside.
-fn note_aside(state: &mut State, look: &Look<'_>, vm: usize) {
-    let slice_ns = state.params.slice_ns;
-    if let Some(vm) = state.vm_mut(vm) {
-        vm.patience.step_aside(look.now_ns, slice_ns);
+        note(&mut vm.patience, look.now_ns, slice_ns);
     }
 }
 
