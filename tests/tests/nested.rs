@@ -6,10 +6,13 @@
 
 use std::time::Duration;
 
-use ecs_tests::linux::nested::{COMMAND_LINE, INITRAMFS, KERNEL, KILL, SOCKET, host, steered};
+use ecs_tests::linux::nested::{
+    COMMAND_LINE, INITRAMFS, KERNEL, KILL, Nested, SOCKET, host, steered,
+};
 use ecs_tests::linux::{DEVICE_ID, HostVm, Initramfs};
 use ecs_tests::process::until;
 use ecs_tests::{parts, scx_program, skip, slow};
+use serde_json::Value;
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -36,6 +39,7 @@ fn a_guest_of_qemu_runs_on_the_scheduler_in_the_kernel() {
     );
     HostVm::run(&parts, &kernel, &host, |host| {
         let mut vm = steered(host, &run, &format!("virtio_id={DEVICE_ID}"));
+        hands_over(&mut vm);
         // Killed under load: the kernel's own scheduler takes over, and the VM runs on. Its device is
         // gone for good, as QEMU's does not connect again.
         vm.host().sh(KILL).unwrap();
@@ -46,4 +50,26 @@ fn a_guest_of_qemu_runs_on_the_scheduler_in_the_kernel() {
         assert!(vm.sh("rmmod virtio_ecs && echo $((6 * 7))").contains("42"));
         vm.end();
     });
+}
+
+/// Its kernel hands its CPU to a sibling that it waits for: KVM's directed yield, of which the scheduler
+/// hears. Changed code makes every CPU answer, and one of them is off the CPU.
+fn hands_over(vm: &mut Nested<'_>) {
+    // Both vCPUs on one CPU, and busy.
+    let pin = "for t in /proc/$(cat /tmp/vmm)/task/*; do case $(cat $t/comm) in CPU*) \
+               taskset -p 1 ${t##*/} >/dev/null;; esac; done";
+    vm.host().sh(pin).unwrap();
+    let yields = |vm: &mut Nested<'_>| {
+        let said = vm.host().sh("vmm-ecs stats").unwrap();
+        let stats: Value = serde_json::from_str(&said).unwrap();
+        stats["host"]["directed_yields"].as_u64().unwrap()
+    };
+    let before = yields(vm);
+    let took = vm.sh(
+        "time sh -c 'for n in 1 2 3 4 5 6 7 8 9 10; do echo 1 >/proc/sys/kernel/sched_schedstats; \
+         echo 0 >/proc/sys/kernel/sched_schedstats; done'",
+    );
+    let after = yields(vm);
+    println!("{} directed yields: {}", after - before, took.trim());
+    assert!(after > before, "{before} {after}");
 }

@@ -129,6 +129,36 @@ impl Running {
         self.wait_until_served(host);
     }
 
+    /// CPUs that each VM has over five seconds, and others meanwhile: `others` says what these have used so
+    /// far, s.
+    fn cpus(
+        &self,
+        host: &mut HostVm,
+        others: impl Fn(&mut HostVm) -> Vec<f64>,
+    ) -> (Vec<f64>, Vec<f64>) {
+        let vms = |host: &mut HostVm| -> Vec<f64> {
+            let stats = self.stats(host).unwrap();
+            let vcpus = |vm: &Value| vm["vcpus"].as_array().unwrap().clone();
+            let used = |vm: &Value| vcpus(vm).iter().map(cpu_s).sum();
+            stats["vms"].as_array().unwrap().iter().map(used).collect()
+        };
+        let now = |host: &mut HostVm| (vms(host), others(host), now_s(host));
+        let before = now(host);
+        host.sh("sleep 5").unwrap();
+        let after = now(host);
+        let rates = |before: &[f64], after: &[f64], passed: f64| {
+            let pairs = before.iter().zip(after);
+            pairs
+                .map(|(before, after)| (after - before) / passed)
+                .collect()
+        };
+        let passed = after.2 - before.2;
+        (
+            rates(&before.0, &after.0, passed),
+            rates(&before.1, &after.1, passed),
+        )
+    }
+
     fn status(&self, host: &mut HostVm) -> String {
         host.sh(&format!("vmm-ecs status --socket {}/stats.sock", self.dir))
             .unwrap()
@@ -328,43 +358,58 @@ fn limits_and_weights_of_cgroups_hold() {
         wait_for(host, "disabled");
         running.serve_again(host);
 
-        let shares = |host: &mut HostVm, words: &str| {
+        let mut shares = |words: &str| {
             host.sh(words).unwrap();
             // Read once a second.
             host.sh("sleep 2").unwrap();
-            let cpu = |host: &mut HostVm| -> Vec<f64> {
-                let stats = running.stats(host).unwrap();
-                let vms = stats["vms"].as_array().unwrap();
-                let of = |vm: &Value| {
-                    let vcpus = vm["vcpus"].as_array().unwrap();
-                    vcpus
-                        .iter()
-                        .map(|vcpu| vcpu["cpu_ns"].as_f64().unwrap())
-                        .sum()
-                };
-                vms.iter().map(of).collect()
-            };
-            let (before, start) = (cpu(host), now_s(host));
-            host.sh("sleep 5").unwrap();
-            let (after, end) = (cpu(host), now_s(host));
-            let used = after
-                .iter()
-                .zip(before)
-                .map(|(after, before)| after - before);
-            used.map(|used| used / 1e9 / (end - start))
-                .collect::<Vec<f64>>()
+            running.cpus(host, |_| Vec::new()).0
         };
-        let weighed = shares(host, "echo 300 >/sys/fs/cgroup/vm1/cpu.weight");
+        let weighed = shares("echo 300 >/sys/fs/cgroup/vm1/cpu.weight");
         println!("cpu.weight 100 and 300: {weighed:.3?} CPUs");
         let ratio = weighed[1] / weighed[0];
         assert!((2.9..3.1).contains(&ratio), "{weighed:?}");
-        let limited = shares(host, "echo '30000 100000' >/sys/fs/cgroup/vm1/cpu.max");
+        let limited = shares("echo '30000 100000' >/sys/fs/cgroup/vm1/cpu.max");
         println!("cpu.max 30 % of a CPU for the second: {limited:.3?} CPUs");
         assert!((0.28..0.31).contains(&limited[1]), "{limited:?}");
         // What it may not use is the other's.
         assert!(limited[0] > 1.4, "{limited:?}");
         running.end(host);
     });
+}
+
+/// CPU time of a vCPU in the daemon's words, s.
+fn cpu_s(vcpu: &Value) -> f64 {
+    vcpu["cpu_ns"].as_f64().unwrap() / 1e9
+}
+
+/// A thread that never sleeps.
+const BUSY: &str = "sh -c 'while :; do :; done' >/dev/null 2>&1 & echo $!";
+
+/// Starts one, by way of another program; its process id.
+fn busy(host: &mut HostVm, by: &str) -> String {
+    host.sh(&format!("{by} {BUSY}")).unwrap().trim().to_owned()
+}
+
+/// CPU time that a process has had, s.
+fn process_s(host: &mut HostVm, pid: &str) -> f64 {
+    let said = host
+        .sh(&format!("cut -d' ' -f1 /proc/{pid}/schedstat"))
+        .unwrap();
+    said.trim().parse::<f64>().unwrap() / 1e9
+}
+
+/// CPU time that a cgroup has had, s.
+fn group_s(host: &mut HostVm, group: &str) -> f64 {
+    let said = host
+        .sh(&format!("head -n 1 /sys/fs/cgroup/{group}/cpu.stat"))
+        .unwrap();
+    said.trim()
+        .rsplit(' ')
+        .next()
+        .unwrap()
+        .parse::<f64>()
+        .unwrap()
+        / 1e6
 }
 
 /// Seconds since the host booted.
@@ -421,5 +466,84 @@ fn threads_of_the_host_run_soon_and_get_their_share() {
         }
         // A turn and its extension at most.
         assert!(worst_us[1] < 5000, "{worst_us:?} us");
+    });
+}
+
+/// One CPU does more work a head than the other: virtual time runs faster there. Who sleeps now and then on
+/// the slow one must not wait for it.
+#[test]
+fn cpus_of_unequal_load_starve_nobody() {
+    let name = "cpus_of_unequal_load_starve_nobody";
+    slow!(name);
+    let (parts, mut host) = scx_host!(name, "7.3");
+    let cyclictest = PathBuf::from("/usr/bin/cyclictest");
+    if !cyclictest.exists() {
+        skip!(name, "this machine has no cyclictest (rt-tests)");
+    }
+    host.programs.push(cyclictest);
+    let kernel = parts.kernel("7.3").unwrap();
+    HostVm::run(&parts, &kernel, &host, |host| {
+        let running = Running::start_on(host, "0", 2);
+        // Alone on its CPU but for what the kernel does there.
+        let alone = busy(host, "taskset 2");
+        host.sh("sleep 6").unwrap();
+        let said = host
+            .sh_within(
+                "cyclictest --policy=other -a 0 -i 10000 -l 100 -q",
+                PATIENCE,
+            )
+            .unwrap();
+        println!("{}", said.trim());
+        let (_, worst_us) = said.rsplit_once("Max:").unwrap();
+        let worst_us: u64 = worst_us.trim().parse().unwrap();
+        // Nor must a VM that begins now where the other thread is.
+        let another = busy(host, "taskset 2");
+        let (_, cpus) = running.cpus(host, |host| {
+            [&alone, &another].map(|pid| process_s(host, pid)).to_vec()
+        });
+        println!("Two on one CPU, one 7 s older: {cpus:.3?} CPUs");
+        // A turn and its extension at most.
+        assert!(worst_us < 5000, "{worst_us} us");
+        assert!(cpus.iter().all(|cpus| *cpus > 0.4), "{cpus:?}");
+        running.end(host);
+    });
+}
+
+/// A cgroup's threads have what its weight says, however many they are; a thread what its nice value says.
+#[test]
+fn weights_of_other_threads_hold() {
+    let name = "weights_of_other_threads_hold";
+    slow!(name);
+    let (parts, host) = scx_host!(name, "7.3");
+    let kernel = parts.kernel("7.3").unwrap();
+    HostVm::run(&parts, &kernel, &host, |host| {
+        let running = Running::start(host);
+        let made = "cd /sys/fs/cgroup; echo +cpu >cgroup.subtree_control; mkdir light heavy; \
+                    echo +cpu >heavy/cgroup.subtree_control; mkdir heavy/inner; \
+                    echo 20 >light/cpu.weight; echo 400 >heavy/cpu.weight; \
+                    echo 50 >heavy/inner/cpu.weight";
+        host.sh(made).unwrap();
+        let enter = |group: &str| format!("echo 0 >/sys/fs/cgroup/{group}/cgroup.procs;");
+        for group in ["light", "light", "light", "heavy/inner", "heavy/inner"] {
+            host.sh(&format!("({} {BUSY})", enter(group))).unwrap();
+        }
+        let nice = busy(host, "");
+        host.sh(&format!("renice -n 10 -p {nice}")).unwrap();
+        let (vms, others) = running.cpus(host, |host| {
+            let mut used: Vec<f64> = ["light", "heavy"]
+                .map(|group| group_s(host, group))
+                .to_vec();
+            used.push(process_s(host, &nice));
+            used
+        });
+        println!("VMs {vms:.3?}, light, heavy and nice {others:.3?} CPUs");
+        // 110 of 1024 is 10.7 of 100.
+        let weights = [20.0, 200.0, 10.7];
+        let of_one: f64 = vms.iter().sum::<f64>() / 200.0;
+        for (had, weight) in others.iter().zip(weights) {
+            let ratio = had / weight / of_one;
+            assert!((0.85..1.15).contains(&ratio), "{weight}: {ratio:.3} of it");
+        }
+        running.end(host);
     });
 }

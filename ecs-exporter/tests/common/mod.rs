@@ -118,6 +118,7 @@ pub fn fixture() -> Snapshot {
             controller_cpu_ns: 5,
             rotations: 6,
             doorbells: 7,
+            directed_yields: 3,
             perf_records: 1001,
             perf_lost: 3,
             extension_np: histogram(&[700, 900, 40_000]),

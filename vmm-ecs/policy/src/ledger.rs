@@ -6,7 +6,13 @@
 //! and is taken back from the VM's next slices, to the benefit of the VM that runs next. A guest
 //! that pins its counts therefore gains nothing: what it takes early is missing later.
 
+use crate::pace::CREDIT_SLICES;
 use crate::params::{Params, WEIGHT_DEFAULT};
+
+/// Slices that each vCPU of a VM can receive before others are looked at.
+const TURNS_AT_ONCE: u64 = 4;
+/// The longest leash, ns.
+const LEASH_MAX_NS: u64 = 1_000_000_000;
 
 /// The books of one VM. `debt = extension - penalty - forgiven` always holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -170,5 +176,28 @@ impl Ledger {
             self.vtime_ns = floor;
             self.vtime_rest = 0;
         }
+    }
+
+    /// The VM waits for a CPU on which another one stands at `vclock_ns`: what it received elsewhere, or
+    /// while nobody else wanted it, is no reason to wait for ever. It may stand at most
+    /// [`Ledger::leash_ns`] ahead.
+    pub fn rein(&mut self, vclock_ns: u64, nr_vcpus: u64, params: &Params) {
+        let limit = vclock_ns.saturating_add(self.leash_ns(nr_vcpus, params));
+        if self.vtime_ns > limit {
+            self.vtime_ns = limit;
+            self.vtime_rest = 0;
+        }
+    }
+
+    /// How far a VM may stand ahead of one it waits for, ns of virtual time: what its vCPUs can receive
+    /// at once, and the credit that the other one may have, [`CREDIT_SLICES`]; at most a second.
+    #[must_use]
+    pub fn leash_ns(&self, nr_vcpus: u64, params: &Params) -> u64 {
+        let slices = nr_vcpus.saturating_mul(TURNS_AT_ONCE);
+        let ahead = params
+            .slice_ns
+            .saturating_mul(slices.saturating_add(CREDIT_SLICES));
+        let scaled = ahead.saturating_mul(u64::from(WEIGHT_DEFAULT)) / u64::from(self.weight);
+        scaled.min(LEASH_MAX_NS)
     }
 }

@@ -9,15 +9,13 @@
  * on the CPU; never in running, where the address space is another one's.
  *
  *   maps.h    state, and how it is found       queues.h  who waits, who comes next
+ *   host.h    threads that are no vCPUs
  *   guest.h   what a guest publishes           turn.h    a vCPU's turn, and its books
  *   hints.h   what leaves: hints, histograms   ecs_policy.h, shared.h: shared with the daemon
  */
 #include "queues.h"
 
 char _license[] SEC("license") = "GPL";
-
-/* A host task's turn, ns: short, since many share one queue. */
-#define HOST_SLICE_NS	1000000
 
 static void set_endless(struct ecs_cpu *cpu, bool endless)
 {
@@ -50,21 +48,21 @@ static void let_run_on(struct task_struct *p, struct ecs_cpu *cpu)
 }
 
 /*
- * Whether spinners without hope leave their CPUs: not where their VM is so far behind that its vCPUs
- * are about to run all at once (docs/adr/0010-together.md).
+ * Whether spinners without hope leave their CPUs: not where their VM is so far behind the one before it
+ * that its vCPUs are about to run all at once (docs/adr/0010-together.md).
  */
-static bool steps_aside(const struct vcpu_ref *ref)
+static bool steps_aside(const struct vcpu_ref *ref, const struct ecs_cpu *state)
 {
 	__u64 together_ns = ecs_mul(TOGETHER_SLICES, setup.params.slice_ns);
 
-	return setup.step_aside && ecs_add(ref->vm->vm.ledger.vtime_ns, together_ns) >= vclock_ns;
+	return setup.step_aside && ecs_add(ref->vm->vm.ledger.vtime_ns, together_ns) >= state->before_ns;
 }
 
-static void look_and_place(struct vcpu_ref *ref, struct ecs_input *in)
+static void look_and_place(struct vcpu_ref *ref, const struct ecs_cpu *state, struct ecs_input *in)
 {
 	look_at(ref, &in->snap);
-	in->queue = queue_place(ref->index, &in->snap);
-	if (in->queue == ECS_QUEUE_HOPELESS && !steps_aside(ref))
+	in->queue = state->gives ? ECS_QUEUE_HOPELESS : queue_place(ref->index, &in->snap);
+	if (in->queue == ECS_QUEUE_HOPELESS && !steps_aside(ref, state))
 		in->queue = ECS_QUEUE_UNKNOWN;
 	ref->vcpu->rank = in->queue == ECS_QUEUE_HOPELESS ? ECS_RANK_HOPELESS :
 			  ecs_holds(&in->snap) || in->queue == ECS_QUEUE_HEAD ? ECS_RANK_HEAD :
@@ -84,16 +82,30 @@ __s32 BPF_PROG(ecs_select_cpu, struct task_struct *p, __s32 prev_cpu, __u64 wake
 	return cpu;
 }
 
+/* Time a vCPU slept is no credit against its siblings; nor is it behind those that share its CPU. */
+static void raise_inside(struct task_struct *p, struct vcpu_ref *ref)
+{
+	__u64 slice_ns = setup.params.slice_ns;
+	__u64 floor_ns = ecs_sub(ref->vm->inner_vclock_ns, slice_ns);
+	const struct ecs_cpu *state = cpu_state(scx_bpf_task_cpu(p));
+	const struct task_struct *head = scx_bpf_dsq_peek(DSQ_VM + ref->vm_index);
+	struct vcpu_ref sibling;
+
+	if (state && find_vcpu(&sibling, state->vcpu) && sibling.vm_index == ref->vm_index)
+		floor_ns = ecs_min(floor_ns, sibling.vcpu->inner_vtime_ns);
+	if (head)
+		floor_ns = ecs_min(floor_ns, head->scx.dsq_vtime);
+	if (ref->vcpu->inner_vtime_ns < floor_ns)
+		ref->vcpu->inner_vtime_ns = floor_ns;
+}
+
 static void enqueue_vcpu(struct task_struct *p, struct vcpu_ref *ref, __u64 enq_flags)
 {
 	struct ecs_vcpu *vcpu = ref->vcpu;
-	__u64 slice_ns = setup.params.slice_ns, floor_ns, key;
+	__u64 slice_ns = setup.params.slice_ns, key;
 
-	wake(ref);
-	/* Time a vCPU slept is no credit against its siblings. */
-	floor_ns = ecs_sub(ref->vm->inner_vclock_ns, slice_ns);
-	if (vcpu->inner_vtime_ns < floor_ns)
-		vcpu->inner_vtime_ns = floor_ns;
+	wake(ref, scx_bpf_task_cpu(p));
+	raise_inside(p, ref);
 	/* Set back by two slices a rank: a head comes first, and none waits for ever. */
 	key = vcpu->inner_vtime_ns + (vcpu->rank & 3) * ecs_boost_ns(policy());
 	scx_bpf_dsq_insert_vtime(p, DSQ_VM + ref->vm_index, slice_ns, key, enq_flags);
@@ -130,10 +142,9 @@ void BPF_PROG(ecs_enqueue, struct task_struct *p, __u64 enq_flags)
 		/* A VM that woke far behind need not wait for the end of a slice either. */
 		vtime_ns = ecs_add(ref.vm->vm.ledger.vtime_ns, setup.params.slice_ns / 2);
 	} else {
-		__u64 floor_ns = ecs_sub(vclock_ns, setup.params.slice_ns);
 		bool pinned = p->nr_cpus_allowed == 1 || must_stay(p);
 
-		vtime_ns = p->scx.dsq_vtime < floor_ns ? floor_ns : p->scx.dsq_vtime;
+		vtime_ns = place_of(p, enq_flags & SCX_ENQ_WAKEUP);
 		scx_bpf_dsq_insert_vtime(p, pinned ? DSQ_PINNED + (__u32)scx_bpf_task_cpu(p) : DSQ_HOST,
 					 HOST_SLICE_NS, vtime_ns, enq_flags);
 	}
@@ -196,8 +207,12 @@ static __noinline bool runs_on(struct task_struct *p, __u32 cpu, __u32 *first, _
 	alone = nobody(&w) && !until_ns;
 	/* What a vCPU does that nobody wants to take the CPU from is nobody's business. */
 	if (!alone)
-		look_and_place(&ref, &in);
+		look_and_place(&ref, state, &in);
+	state->gives = false;
 	weigh(&in, &w, ref.vm, until_ns);
+	rein_where_due(cpu, &w, ref.vm->vm.ledger.vtime_ns);
+	if (state->lost_dsq)
+		in.urgent = in.others = true;
 	/* Its vCPUs want to run at the same time: now. */
 	if (state->gathered == w.vm + 1 && in.others)
 		in.urgent = true;
@@ -267,7 +282,7 @@ void BPF_PROG(ecs_dispatch, __s32 cpu, struct task_struct *prev)
 		return;
 	if (goes_on && runs_on(prev, cpu, &first, &here))
 		return;
-	if (run_next(cpu, first, here, &w, now_ns))
+	if (run_next(cpu, first, here, goes_on, &w, now_ns))
 		return;
 	if (w.refill_ns > now_ns)
 		bpf_timer_start(&state->timer, w.refill_ns - now_ns, TIMER_CPU_PIN);
@@ -318,10 +333,12 @@ void BPF_PROG(ecs_running, struct task_struct *p)
 	state->vcpu = 0;
 	state->since_ns = now_ns;
 	if (!vcpu_of(&ref, p)) {
-		advance_vclock(p->scx.dsq_vtime);
+		if (state->reined_ns && p->scx.dsq_vtime > state->reined_ns)
+			scx_bpf_task_set_dsq_vtime(p, state->reined_ns);
+		state->reined_ns = 0;
 		return;
 	}
-	wake(&ref);
+	wake(&ref, cpu);
 	count_return(&ref, now_ns);
 	if (ref.vm->inner_vclock_ns < ref.vcpu->inner_vtime_ns)
 		ref.vm->inner_vclock_ns = ref.vcpu->inner_vtime_ns;
@@ -351,17 +368,6 @@ void BPF_PROG(ecs_running, struct task_struct *p)
 			     ecs_turn_left(&ref.vcpu->turn);
 	state->look_ns = extended ? setup.look_ns : first_look_ns(ref.vm);
 	let_run(p, state, extended, left_ns, now_ns);
-}
-
-/* What a task of the host ran goes to its virtual time. */
-static void charge_host(struct task_struct *p, __u64 ran_ns)
-{
-	__u64 floor_ns = ecs_sub(vclock_ns, setup.params.slice_ns);
-	__u32 weight = p->scx.weight ? p->scx.weight : 1;
-	/* A sleeper's floor, which its place in the queue had as well. */
-	__u64 vtime_ns = p->scx.dsq_vtime > floor_ns ? p->scx.dsq_vtime : floor_ns;
-
-	scx_bpf_task_set_dsq_vtime(p, vtime_ns + ecs_mul(ran_ns, ECS_WEIGHT_DEFAULT) / weight);
 }
 
 /*
@@ -394,7 +400,7 @@ void BPF_PROG(ecs_stopping, struct task_struct *p, bool runnable)
 	 */
 	if (!vcpu_of(&ref, p)) {
 		if (state->since_ns)
-			charge_host(p, ecs_sub(now_ns, state->since_ns));
+			charge_host(p, cpu, ecs_sub(now_ns, state->since_ns));
 		state->since_ns = 0;
 		return;
 	}
@@ -407,7 +413,7 @@ void BPF_PROG(ecs_stopping, struct task_struct *p, bool runnable)
 		if (runnable && ref.vcpu->in_turn) {
 			/* Not by our word: something above this class. The turn goes on later. */
 			count_preemption(&ref);
-			look_and_place(&ref, &in);
+			look_and_place(&ref, state, &in);
 			section = ecs_section_of(policy(), &in.snap, in.queue);
 			if (section != ECS_SECTION_NONE)
 				count_critical(&ref, ECS_CAUSE_HOST, section, now_ns);
@@ -415,6 +421,7 @@ void BPF_PROG(ecs_stopping, struct task_struct *p, bool runnable)
 	}
 	state->vcpu = 0;
 	state->end_ns = 0;
+	state->gives = false;
 	set_endless(state, false);
 }
 
@@ -441,17 +448,26 @@ void BPF_PROG(ecs_quiescent, struct task_struct *p, __u64 deq_flags)
 	}
 }
 
-/* A guest hands its CPU to a sibling (KVM's directed yield): that one comes first in its VM. */
+/*
+ * A guest hands its CPU to a sibling (KVM's directed yield), of which it waits for something: what it waits
+ * for stands still, whatever section it is in, and that one comes first in its VM.
+ */
 SEC("struct_ops/ecs_yield")
 bool BPF_PROG(ecs_yield, struct task_struct *from, struct task_struct *to)
 {
+	__u32 cpu = bpf_get_smp_processor_id();
+	struct ecs_cpu_stats *stats = stats_at(cpu);
+	struct ecs_cpu *state = cpu_state(cpu);
 	struct vcpu_ref giver, taker;
 
 	scx_bpf_task_set_slice(from, 0);
-	if (!to || !vcpu_of(&giver, from) || !vcpu_of(&taker, to) ||
+	if (!to || !state || !vcpu_of(&giver, from) || !vcpu_of(&taker, to) ||
 	    giver.vm_index != taker.vm_index || !taker.vcpu->runnable || taker.vcpu->running)
 		return false;
 	taker.vm->first = taker.index % ECS_MAX_VCPUS + 1;
+	state->gives = true;
+	if (stats)
+		stats->yields++;
 	return true;
 }
 
@@ -471,7 +487,7 @@ static bool stays(struct task_struct *current, struct ecs_cpu *state, __u64 now_
 	/* An extension is watched all the time, a slice less and less. */
 	if (!state->ends_with_section && (!ref.vm->stuck || ref.vm->answers))
 		state->look_ns = ecs_mul(state->look_ns, 2);
-	if (place == ECS_QUEUE_HOPELESS && setup.params.queue_rules && steps_aside(&ref))
+	if (place == ECS_QUEUE_HOPELESS && setup.params.queue_rules && steps_aside(&ref, state))
 		return false;
 	return !state->ends_with_section ||
 	       ecs_section_of(policy(), &snap, place) != ECS_SECTION_NONE;

@@ -130,6 +130,31 @@ ECS_INLINE void ecs_ledger_wake(struct ecs_ledger *l, __u64 vclock_ns, __u64 sla
 	}
 }
 
+/* Slices of virtual time that a VM may lag behind the others, and each vCPU receive at once. */
+#define ECS_CREDIT_SLICES	64
+#define ECS_TURNS_AT_ONCE	4
+#define ECS_LEASH_MAX_NS	1000000000ULL
+
+ECS_INLINE __u64 ecs_ledger_leash_ns(const struct ecs_ledger *l, __u64 nr_vcpus,
+				     const struct ecs_params *params)
+{
+	__u64 slices = ecs_add(ecs_mul(nr_vcpus, ECS_TURNS_AT_ONCE), ECS_CREDIT_SLICES);
+	__u64 scaled = ecs_mul(ecs_mul(params->slice_ns, slices), ECS_WEIGHT_DEFAULT);
+
+	return ecs_min(scaled / (l->weight ? l->weight : 1), ECS_LEASH_MAX_NS);
+}
+
+ECS_INLINE void ecs_ledger_rein(struct ecs_ledger *l, __u64 vclock_ns, __u64 nr_vcpus,
+				const struct ecs_params *params)
+{
+	__u64 limit = ecs_add(vclock_ns, ecs_ledger_leash_ns(l, nr_vcpus, params));
+
+	if (l->vtime_ns > limit) {
+		l->vtime_ns = limit;
+		l->vtime_rest = 0;
+	}
+}
+
 /* ---- what a vCPU does, and its place in its lock queue ---- */
 
 enum ecs_wait {

@@ -50,6 +50,17 @@ struct thread_info {
 	__u32 cpu;
 };
 
+/* Of a cgroup; the root's has no parent. */
+struct scx_task_group {
+	__u32 weight;
+	bool idle;
+};
+
+struct task_group {
+	struct task_group *parent;
+	struct scx_task_group scx;
+};
+
 struct task_struct {
 	struct thread_info thread_info;
 	int pid;
@@ -61,6 +72,7 @@ struct task_struct {
 	cpumask_t cpus_mask;	/* not read: without it the compiler would not describe its type */
 	const cpumask_t *cpus_ptr;
 	struct sched_ext_entity scx;
+	struct task_group *sched_task_group;
 };
 
 /* Names since 6.14; before, a task that sleeps before its time counts as runnable. */

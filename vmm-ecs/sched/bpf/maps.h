@@ -29,7 +29,7 @@ __u32 nr_vms;
 /* CPUs whose vCPU runs without an end in sight, since nobody waited. */
 __u32 nr_endless;
 
-/* Virtual time that has been reached, ns: newcomers begin here. */
+/* Virtual time that all VMs with work have reached, ns. See clock_of(). */
 __u64 vclock_ns;
 
 /* Why the kernel ended this scheduler; 0 while it runs. */
@@ -56,12 +56,17 @@ struct ecs_cpu {
 	__u64 end_ns;		/* the vCPU here runs until then at most; 0: without an end */
 	__u64 look_ns;		/* until the next look; doubles while there is nothing to see */
 	__u64 since_ns;		/* the host's task here runs since then */
+	__u64 clock_ns;		/* virtual time of who came here last, of several */
+	__u64 before_ns;	/* that of the VM whose turn was before this one's */
+	__u64 lost_dsq;		/* queue of a host task that would wait for ever here; 0: none */
+	__u64 reined_ns;	/* where that one stands from now on */
 	__u32 vcpu;		/* that runs here, plus one; 0: none */
 	__u32 tid;		/* its thread */
 	__u32 gathered;		/* VM that another CPU has turned to, and this one should, plus one */
 	__u8 ends_with_section;	/* a section keeps it here: it leaves as soon as that is over */
 	__u8 endless;
 	__u8 rung;		/* its guest rang the doorbell, as it was asked to */
+	__u8 gives;		/* its guest hands the CPU to a sibling */
 };
 
 struct {
@@ -178,10 +183,20 @@ static __u32 nr_vcpus_of(__u32 vm_index)
 	return nr < ECS_MAX_VCPUS ? nr : ECS_MAX_VCPUS;
 }
 
-static void advance_vclock(__u64 vtime_ns)
+/*
+ * Where newcomers begin on a CPU, ns. CPUs may be of unequal load, when not everybody may run everywhere:
+ * virtual time then goes faster on some than on others.
+ */
+static __u64 clock_of(__u32 cpu)
 {
-	if (vclock_ns < vtime_ns)
-		vclock_ns = vtime_ns;
+	const struct ecs_cpu *state = cpu_state(cpu);
+
+	return state && state->clock_ns > vclock_ns ? state->clock_ns : vclock_ns;
+}
+
+static bool may_run(struct task_struct *p, __u32 cpu)
+{
+	return !p->migration_disabled && bpf_cpumask_test_cpu(cpu, p->cpus_ptr);
 }
 
 #endif /* ECS_MAPS_H */

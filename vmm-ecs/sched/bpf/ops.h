@@ -243,6 +243,14 @@ static void wake_up(void)
 	ecs_ledger_wake(&vm->ledger, vclock_ns, next_number());
 }
 
+static void rein(void)
+{
+	struct ecs_vm *vm = next_vm();
+	__u64 vclock_ns = next_number();
+
+	ecs_ledger_rein(&vm->ledger, vclock_ns, next_number(), &books.params);
+}
+
 static void enable(void)
 {
 	struct ecs_vm *vm = next_vm();
@@ -298,6 +306,9 @@ static void apply(char op)
 		break;
 	case 'K':
 		wake_up();
+		break;
+	case 'I':
+		rein();
 		break;
 	case 'E':
 		enable();

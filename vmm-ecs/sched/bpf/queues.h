@@ -6,19 +6,17 @@
 #ifndef ECS_QUEUES_H
 #define ECS_QUEUES_H
 
+#include "host.h"
 #include "maps.h"
 #include "turn.h"
-
-/* Queues: of a VM, by its number; of the host; of what may run on one CPU only. */
-#define DSQ_VM		0x1000ULL
-#define DSQ_HOST	0x2000ULL
-#define DSQ_PINNED	0x10000ULL
 
 /* VMs that may prove unable to run on a CPU before the rest is left for later. */
 #define MAX_TRIES	4
 #define NO_VM		ECS_MAX_VMS
 
 struct waiting {
+	__u64 least_ns;		/* virtual time of the first of all VMs with work, waiting or not */
+	__u64 last_ns;		/* of the last one that waits */
 	__u64 vm_vtime_ns;
 	__u64 host_vtime_ns;
 	__u64 host_dsq;		/* 0: no host task waits */
@@ -36,7 +34,11 @@ static void peek_host(struct waiting *w, __u64 dsq)
 {
 	struct task_struct *p = scx_bpf_dsq_peek(dsq);
 
-	if (p && (!w->host_dsq || p->scx.dsq_vtime < w->host_vtime_ns)) {
+	if (!p)
+		return;
+	if (p->scx.dsq_vtime > w->last_ns)
+		w->last_ns = p->scx.dsq_vtime;
+	if (!w->host_dsq || p->scx.dsq_vtime < w->host_vtime_ns) {
 		w->host_dsq = dsq;
 		w->host_vtime_ns = p->scx.dsq_vtime;
 	}
@@ -55,7 +57,7 @@ __noinline int look_around(struct waiting *w __arg_nonnull, __u32 cpu, const str
 	__u32 nr = nr_vms;
 	int i;
 
-	*w = (struct waiting){ .vm = NO_VM };
+	*w = (struct waiting){ .vm = NO_VM, .least_ns = ECS_U64_MAX };
 	peek_host(w, DSQ_HOST);
 	peek_host(w, DSQ_PINNED + cpu);
 	if (nr > ECS_MAX_VMS)
@@ -66,20 +68,25 @@ __noinline int look_around(struct waiting *w __arg_nonnull, __u32 cpu, const str
 		__u64 vtime_ns, until_ns;
 		bool seen = false;
 
-		/* Without work there is no need to ask the kernel. */
-		if (!vm || !config || !vm->nr_runnable || scx_bpf_dsq_nr_queued(DSQ_VM + i) <= 0)
+		if (!vm || !config || !vm->nr_runnable)
+			continue;
+		vtime_ns = vm->vm.ledger.vtime_ns;
+		until_ns = throttled_until(config, vm, now_ns);
+		if (!until_ns)
+			w->least_ns = ecs_min(w->least_ns, vtime_ns);
+		if (scx_bpf_dsq_nr_queued(DSQ_VM + i) <= 0)
 			continue;
 		for (int j = 0; tried && j < MAX_TRIES; j++)
 			seen |= (__u32)j < tried->nr && tried->vm[j] == (__u32)i;
 		if (seen)
 			continue;
-		until_ns = throttled_until(config, vm, now_ns);
 		if (until_ns) {
 			if (!w->refill_ns || until_ns < w->refill_ns)
 				w->refill_ns = until_ns;
 			continue;
 		}
-		vtime_ns = vm->vm.ledger.vtime_ns;
+		if (vtime_ns > w->last_ns)
+			w->last_ns = vtime_ns;
 		place_ns = vtime_ns;
 		if (setup.apart && vm->nr_running > (here == (__u32)i)) {
 			__u64 boost_ns = ecs_boost_ns(policy());
@@ -112,7 +119,7 @@ static bool take(__u32 cpu, __u32 vm, __u32 number)
 	bpf_for_each(scx_dsq, p, DSQ_VM + vm, 0) {
 		if (vcpu_number(p) != number)
 			continue;
-		if (!p->migration_disabled && bpf_cpumask_test_cpu(cpu, p->cpus_ptr))
+		if (may_run(p, cpu))
 			moved = scx_bpf_dsq_move(&___it /* of bpf_for_each */, p, SCX_DSQ_LOCAL, 0);
 		break;
 	}
@@ -136,28 +143,105 @@ static bool take_from(__u32 cpu, __u32 vm_index)
 }
 
 /*
+ * Nobody waits for ever. Virtual time goes faster where few share a CPU, and for those who run because
+ * nobody else wants to: where they then wait for one that stands at `base_ns`, they stand ahead of it by
+ * no more than they can be after a turn. A task of the host has its turn at once, since its place in the
+ * queue cannot be changed.
+ */
+__noinline int rein(__u32 cpu, __u64 base_ns)
+{
+	struct ecs_cpu *state = cpu_state(cpu);
+	__u32 nr = nr_vms;
+	int i;
+
+	if (nr > ECS_MAX_VMS)
+		nr = ECS_MAX_VMS;
+	bpf_for(i, 0, nr) {
+		struct task_struct *p;
+		struct vcpu_ref ref;
+		__u64 nr_vcpus = nr_vcpus_of(i), leash_ns, seq;
+
+		if (!vcpu_by_index(&ref, i * ECS_MAX_VCPUS) || !ref.vm->nr_runnable)
+			continue;
+		leash_ns = ecs_ledger_leash_ns(&ref.vm->vm.ledger, nr_vcpus, policy());
+		if (ref.vm->vm.ledger.vtime_ns <= ecs_add(base_ns, leash_ns))
+			continue;
+		p = scx_bpf_dsq_peek(DSQ_VM + i);
+		if (!p || !may_run(p, cpu))
+			continue;
+		seq = open_books(&ref);
+		ecs_ledger_rein(&ref.vm->vm.ledger, base_ns, nr_vcpus, policy());
+		close_books(&ref);
+		record(&ref, ECS_OP_REIN, seq, base_ns, nr_vcpus, NULL, NULL);
+	}
+	if (state)
+		find_lost(state, cpu, base_ns);
+	return 0;
+}
+
+/* The same, where it can be that somebody is so far ahead. */
+static void rein_where_due(__u32 cpu, const struct waiting *w, __u64 base_ns)
+{
+	if (w->last_ns > ecs_add(base_ns, ECS_TURNS_AT_ONCE * setup.params.slice_ns))
+		rein(cpu, base_ns);
+}
+
+/* Takes a task of the host that rein() found. */
+static bool take_lost(struct ecs_cpu *state)
+{
+	__u64 dsq = state->lost_dsq;
+
+	state->lost_dsq = 0;
+	if (dsq && scx_bpf_dsq_move_to_local(dsq))
+		return true;
+	state->reined_ns = 0;
+	return false;
+}
+
+/* Somebody comes to this CPU from a queue; `here` is the VM that had it, if that is another one. */
+static void turn_to(struct ecs_cpu *state, const struct waiting *w, __u64 vtime_ns, __u32 here)
+{
+	const struct ecs_vm_state *before = vm_at(here);
+
+	state->clock_ns = vtime_ns;
+	if (before)
+		state->before_ns = before->vm.ledger.vtime_ns;
+	vtime_ns = ecs_min(vtime_ns, w->least_ns);
+	if (vclock_ns < vtime_ns)
+		vclock_ns = vtime_ns;
+}
+
+/*
  * Moves the one with the least virtual time to the CPU; `first` is a VM that goes before all. False
  * if nobody could be moved: `w` then says who waits for something else than a CPU.
  */
-static bool run_next(__u32 cpu, __u32 first, __u32 here, struct waiting *w, __u64 now_ns)
+static bool run_next(__u32 cpu, __u32 first, __u32 here, bool contended, struct waiting *w, __u64 now_ns)
 {
+	struct ecs_cpu *state = cpu_state(cpu);
 	struct tried tried = { 0 };
 	int i;
 
+	if (!state)
+		return false;
 	if (first < NO_VM && take_from(cpu, first))
+		return true;
+	if (take_lost(state))
 		return true;
 	bpf_for(i, 0, MAX_TRIES) {
 		look_around(w, cpu, &tried, here, now_ns);
 		if (w->host_dsq && (w->vm == NO_VM || w->host_vtime_ns <= w->vm_vtime_ns)) {
 			if (scx_bpf_dsq_move_to_local(w->host_dsq)) {
-				advance_vclock(w->host_vtime_ns);
+				/* What runs because nobody else wants to is ahead of its time. */
+				if (contended)
+					turn_to(state, w, w->host_vtime_ns, here);
 				return true;
 			}
 		}
 		if (w->vm == NO_VM)
 			break;
 		if (take_from(cpu, w->vm)) {
-			advance_vclock(w->vm_vtime_ns);
+			turn_to(state, w, w->vm_vtime_ns, w->vm == here ? NO_VM : here);
+			rein_where_due(cpu, w, w->vm_vtime_ns);
 			if (w->vm != here)
 				gather(cpu, w->vm, scx_bpf_dsq_nr_queued(DSQ_VM + w->vm));
 			return true;

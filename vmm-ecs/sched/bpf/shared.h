@@ -128,6 +128,7 @@ struct ecs_cpu_stats {
 	__u64 looks;
 	__u64 extended_max_ns;	/* the longest extension */
 	__u64 doorbells;
+	__u64 yields;		/* to a sibling, by KVM's directed yield */
 	__u64 records_lost;
 };
 
@@ -141,6 +142,7 @@ enum ecs_op {
 	ECS_OP_START,
 	ECS_OP_DECIDE,
 	ECS_OP_ABORT,
+	ECS_OP_REIN,
 };
 
 struct ecs_record {

@@ -33,12 +33,12 @@ static __always_inline void close_books(struct vcpu_ref *ref)
 }
 
 /* Takes over what the daemon wrote about a VM, and a VM that is new in its place. */
-static void adopt(struct vcpu_ref *ref)
+static void adopt(struct vcpu_ref *ref, __u64 clock)
 {
 	__u32 epoch = ref->vm_config->epoch, weight = ref->vm_config->weight;
 	__u32 enabled = ref->vm_config->enabled;
 	struct ecs_vm_state *vm = ref->vm;
-	__u64 clock = vclock_ns, seq;
+	__u64 seq;
 
 	if (ref->vcpu->epoch != epoch)
 		*ref->vcpu = (struct ecs_vcpu){ .epoch = epoch };
@@ -80,11 +80,11 @@ static void adopt(struct vcpu_ref *ref)
 }
 
 /* A vCPU has work, perhaps the first of its VM for long: time a VM did not use is no credit. */
-static void wake(struct vcpu_ref *ref)
+static void wake(struct vcpu_ref *ref, __u32 cpu)
 {
-	__u64 slack_ns = setup.params.slice_ns, clock = vclock_ns, seq;
+	__u64 slack_ns = setup.params.slice_ns, clock = clock_of(cpu), seq;
 
-	adopt(ref);
+	adopt(ref, clock);
 	if (ref->vcpu->runnable)
 		return;
 	ref->vcpu->runnable = 1;

@@ -446,6 +446,8 @@ impl Pcpu {
 pub(crate) struct HostCounters {
     pub(crate) rotations: u64,
     pub(crate) doorbells: u64,
+    /// See [`ecs_stats::HostStats::directed_yields`].
+    pub(crate) directed_yields: u64,
     pub(crate) extension: [Histogram; 3],
     /// The longest extension, ns; 0 where it is not kept.
     pub(crate) extension_max_ns: u64,
@@ -525,6 +527,32 @@ impl State {
             let ledger = &mut vm.policy.ledger;
             ledger.wake(vclock_ns, slices * slice_ns);
             vm.patience.stands(ledger.vtime_ns(), vclock_ns, slice_ns);
+        }
+    }
+
+    /// A VM begins a turn on a pCPU: no other one may wait for it there for ever. pCPUs of unequal load
+    /// have virtual times of unequal speed.
+    pub(crate) fn rein(&mut self, pcpu: usize, first: usize) {
+        let Some(first_ns) = self.vm(first).map(|vm| vm.policy.ledger.vtime_ns()) else {
+            return;
+        };
+        let Self {
+            pcpus, vms, params, ..
+        } = self;
+        let Some(pcpu) = pcpus.get(pcpu) else {
+            return;
+        };
+        for id in pcpu.members.iter().filter(|id| id.vm != first) {
+            let Some(vm) = vms.get_mut(id.vm).and_then(Option::as_mut) else {
+                continue;
+            };
+            if vm
+                .vcpu(id.vcpu)
+                .is_some_and(|vcpu| vcpu.status == Status::Waiting)
+            {
+                let nr_vcpus = vm.vcpus.len() as u64;
+                vm.policy.ledger.rein(first_ns, nr_vcpus, params);
+            }
         }
     }
 

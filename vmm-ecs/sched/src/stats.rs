@@ -31,6 +31,7 @@ pub(crate) fn snapshot(state: &State, host: &Host) -> Snapshot {
             controller_cpu_ns: state.pcpus.iter().map(|pcpu| pcpu.agent_cpu_ns).sum(),
             rotations: state.host.rotations,
             doorbells: state.host.doorbells,
+            directed_yields: state.host.directed_yields,
             perf_records: state.pcpus.iter().map(|pcpu| pcpu.perf_records).sum(),
             perf_lost: state.pcpus.iter().map(|pcpu| pcpu.perf_lost).sum(),
             extension_np,

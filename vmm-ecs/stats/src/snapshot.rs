@@ -47,6 +47,9 @@ pub struct HostStats {
     pub rotations: u64,
     /// Doorbells rung by guests.
     pub doorbells: u64,
+    /// CPUs that guests handed to a sibling by KVM's directed yield; 0 where nobody hears of it.
+    #[serde(default)]
+    pub directed_yields: u64,
     /// Context-switch records read.
     pub perf_records: u64,
     /// Context-switch records the kernel dropped.

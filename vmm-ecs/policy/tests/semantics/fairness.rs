@@ -164,6 +164,21 @@ fn a_vm_that_wakes_stands_at_most_the_slack_behind() {
 }
 
 #[test]
+fn a_vm_that_waits_stands_at_most_the_leash_ahead() {
+    let params = Params::default();
+    let mut ledger = Ledger::new(100, 0);
+    ledger.charge(900 * MS);
+    let leash_ns = ledger.leash_ns(2, &params);
+    assert_eq!(leash_ns, (64 + 8) * params.slice_ns);
+    ledger.rein(100 * MS, 2, &params);
+    let reined_ns = 100 * MS + leash_ns;
+    assert_eq!((ledger.vtime_ns(), ledger.cpu_ns()), (reined_ns, 900 * MS));
+    ledger.rein(105 * MS, 2, &params);
+    assert_eq!(ledger.vtime_ns(), reined_ns, "it gains nothing by it");
+    assert_eq!(Ledger::new(1, 0).leash_ns(2, &params), 1000 * MS);
+}
+
+#[test]
 fn sleeping_does_not_wipe_out_what_a_vm_took() {
     let mut ledger = Ledger::new(100, 0);
     ledger.charge(50 * MS);

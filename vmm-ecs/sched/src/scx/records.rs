@@ -130,6 +130,7 @@ fn parse(bytes: &[u8]) -> Option<Record> {
             )
         }
         7 => format!("A {vm}"),
+        8 => format!("I {vm} {} {}", r.a, r.b),
         _ => return None,
     };
     Some(Record {

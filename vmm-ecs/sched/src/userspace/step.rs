@@ -428,6 +428,7 @@ fn begin(state: &mut State, look: &Look<'_>, id: VcpuId, bonus_ns: u64) -> Optio
         ..state.params
     };
     state.forgo_credit(id.vm, CREDIT_SLICES);
+    state.rein(look.pcpu, id.vm);
     let vm = state.vms.get_mut(id.vm)?.as_mut()?;
     vm.lock_bound = vm.lock_bound.saturating_sub(1);
     let vcpu = vm.vcpus.get_mut(id.vcpu)?.as_mut()?;

@@ -120,6 +120,8 @@ fn op() -> impl Strategy<Value = Op> {
         1 => (0..VMS, weight()).prop_map(|(vm, weight)| Op::Weight { vm, weight }),
         1 => (0..VMS, clock(), clock())
             .prop_map(|(vm, vclock_ns, slack_ns)| Op::Wake { vm, vclock_ns, slack_ns }),
+        1 => (0..VMS, clock(), prop_oneof![0u64..300, any::<u64>()])
+            .prop_map(|(vm, vclock_ns, nr_vcpus)| Op::Rein { vm, vclock_ns, nr_vcpus }),
         1 => (0..VMS, any::<bool>()).prop_map(|(vm, enabled)| Op::Enable { vm, enabled }),
         1 => (0..VMS).prop_map(|vm| Op::Forgive { vm }),
         1 => (0..VMS).prop_map(|vm| Op::Abort { vm }),

@@ -98,6 +98,11 @@ impl Host {
                 vclock_ns,
                 slack_ns,
             } => self.vms[vm].ledger.wake(vclock_ns, slack_ns),
+            &Op::Rein {
+                vm,
+                vclock_ns,
+                nr_vcpus,
+            } => self.vms[vm].ledger.rein(vclock_ns, nr_vcpus, &self.params),
             &Op::Enable { vm, enabled } => self.vms[vm].enabled = enabled,
             &Op::Forgive { vm } => return vec![self.vms[vm].ledger.forgive()],
             &Op::Abort { vm } => self.vms[vm].abort_extension(),

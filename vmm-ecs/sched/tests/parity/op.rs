@@ -33,6 +33,11 @@ pub(crate) enum Op {
         vclock_ns: u64,
         slack_ns: u64,
     },
+    Rein {
+        vm: usize,
+        vclock_ns: u64,
+        nr_vcpus: u64,
+    },
     Enable {
         vm: usize,
         enabled: bool,
@@ -116,6 +121,11 @@ impl Op {
                 vclock_ns,
                 slack_ns,
             } => format!("K {vm} {vclock_ns} {slack_ns}"),
+            Self::Rein {
+                vm,
+                vclock_ns,
+                nr_vcpus,
+            } => format!("I {vm} {vclock_ns} {nr_vcpus}"),
             Self::Enable { vm, enabled } => format!("E {vm} {}", u8::from(*enabled)),
             Self::Forgive { vm } => format!("F {vm}"),
             Self::Abort { vm } => format!("A {vm}"),
@@ -250,6 +260,11 @@ impl Op {
                 vm: of.index(),
                 vclock_ns: of.number(),
                 slack_ns: of.number(),
+            },
+            "I" => Self::Rein {
+                vm: of.index(),
+                vclock_ns: of.number(),
+                nr_vcpus: of.number(),
             },
             "E" => Self::Enable {
                 vm: of.index(),
