@@ -204,6 +204,40 @@ fn vcpus_alone_in_a_class_below_all_others_get_what_is_left() {
     });
 }
 
+/// Whose turn it is, virtual time says; which of its vCPUs comes, also on which node it ran.
+#[test]
+fn vcpus_stay_near_where_they_ran() {
+    let name = "vcpus_stay_near_where_they_ran";
+    slow!(name);
+    let (parts, mut host) = scx_host!(name, "7.3");
+    (host.cpus, host.nodes) = (4, 2);
+    let kernel = parts.kernel("7.3").unwrap();
+    HostVm::run(&parts, &kernel, &host, |host| {
+        let nodes = host
+            .sh("cat /sys/devices/system/node/node*/cpulist")
+            .unwrap();
+        assert_eq!(nodes.trim(), "0-1\n2-3");
+        for workload in ["compute", "ticket"] {
+            let load = Load {
+                workload,
+                vcpus: 4,
+                pcpus: "0-3",
+                seconds: 2,
+            };
+            let arms = [ours_with(" --policy 'near = false'"), ours()];
+            let outcomes = side_by_side(host, &arms, &load).unwrap();
+            let mut far = Vec::new();
+            for outcome in &outcomes {
+                say(&load, outcome);
+                let moves = ["migrations", "far_migrations"].map(|of| outcome.count(of).unwrap());
+                println!("moved to another CPU, and to another node: {moves:?}");
+                far.push(moves[1]);
+            }
+            assert!(far[1] * 4 < far[0] * 3, "{workload}: {far:?}");
+        }
+    });
+}
+
 /// What each rule of the lock queue is worth, one at a time and together.
 #[test]
 fn each_queue_rule_is_worth_something() {

@@ -135,6 +135,8 @@ pub(crate) struct PolicySection {
     /// Controller `scx`, of the queue rules: VMs that wait for their own locks run on few CPUs at a
     /// time.
     pub(crate) apart: bool,
+    /// Controller `scx`: vCPUs stay near the cache, or the NUMA node, where they ran.
+    pub(crate) near: bool,
     /// Controller `scx`, only to measure it (docs/adr/0007-sched-ext.md): it schedules vCPUs
     /// alone, below all other threads of the host.
     pub(crate) partial: bool,
@@ -154,6 +156,7 @@ impl Default for PolicySection {
             step_aside: true,
             head_first: true,
             apart: true,
+            near: true,
             partial: false,
         }
     }
@@ -213,6 +216,7 @@ pub(crate) struct ScxSection {
     pub(crate) step_aside: bool,
     pub(crate) head_first: bool,
     pub(crate) apart: bool,
+    pub(crate) near: bool,
     pub(crate) partial: bool,
 }
 
@@ -303,6 +307,7 @@ impl TryFrom<ConfigFile> for Config {
                 step_aside: policy.step_aside,
                 head_first: policy.head_first,
                 apart: policy.apart,
+                near: policy.near,
                 partial: policy.partial,
             },
             vms,

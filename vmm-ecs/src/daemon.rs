@@ -310,6 +310,7 @@ fn scx(config: &Config) -> Result<Arc<dyn Controller>, DaemonError> {
         step_aside: config.scx.step_aside,
         head_first: config.scx.head_first,
         apart: config.scx.apart,
+        near: config.scx.near,
         partial: config.scx.partial,
         record: config.scx.record.is_some(),
         timeout_ms: config.scx.timeout_ms,

@@ -119,6 +119,8 @@ pub fn fixture() -> Snapshot {
             rotations: 6,
             doorbells: 7,
             directed_yields: 3,
+            migrations: 5,
+            far_migrations: 1,
             perf_records: 1001,
             perf_lost: 3,
             extension_np: histogram(&[700, 900, 40_000]),

@@ -98,6 +98,7 @@ impl Guest {
         ]);
         let hardware = Hardware {
             cpus: machine.cpus,
+            nodes: 1,
             memory: machine.memory,
             append: machine.append.clone(),
             arguments,

@@ -13,6 +13,8 @@ use super::{Initramfs, Kernel, Parts, Shell, on_emulator};
 pub struct Host {
     /// CPUs. Each is a thread here.
     pub cpus: usize,
+    /// NUMA nodes, each with its part of CPUs and memory.
+    pub nodes: usize,
     /// Memory, MiB.
     pub memory: usize,
     /// Words for the kernel's command line.
@@ -30,6 +32,7 @@ impl Default for Host {
     fn default() -> Self {
         Self {
             cpus: 2,
+            nodes: 1,
             memory: 1024,
             append: String::new(),
             programs: Vec::new(),
@@ -69,6 +72,7 @@ impl HostVm {
         let arguments = accelerator.split(' ').chain(["-cpu", "qemu64,+svm,+npt"]);
         let hardware = Hardware {
             cpus: host.cpus,
+            nodes: host.nodes,
             memory: host.memory,
             append: host.append.clone(),
             arguments: arguments.map(str::to_owned).collect(),

@@ -24,6 +24,8 @@ const PATIENCE: Duration = Duration::from_secs(90);
 pub(super) struct Hardware {
     /// CPUs.
     pub(super) cpus: usize,
+    /// NUMA nodes, each with a socket and its part of CPUs and memory.
+    pub(super) nodes: usize,
     /// Memory, MiB.
     pub(super) memory: usize,
     /// Words for the kernel's command line.
@@ -32,6 +34,34 @@ pub(super) struct Hardware {
     pub(super) arguments: Vec<String>,
     /// How many times the usual time a boot and a command have.
     pub(super) patience: u32,
+}
+
+impl Hardware {
+    /// CPUs and memory, in QEMU's words. The memory is shared, for devices that other processes serve.
+    fn places(&self) -> Vec<String> {
+        let ram = |id: &str, size: usize| {
+            format!("-object memory-backend-memfd,id={id},size={size}M,share=on")
+        };
+        let mut words = if self.nodes == 1 {
+            let machine = format!("-smp {} -machine q35,memory-backend=ram", self.cpus);
+            vec![machine, ram("ram", self.memory)]
+        } else {
+            vec![format!(
+                "-smp {},sockets={} -machine q35",
+                self.cpus, self.nodes
+            )]
+        };
+        let (cpus, size) = (self.cpus / self.nodes, self.memory / self.nodes);
+        for node in (0..self.nodes).filter(|_| self.nodes > 1) {
+            let (first, last) = (node * cpus, node * cpus + cpus - 1);
+            words.push(ram(&format!("ram{node}"), size));
+            words.push(format!(
+                "-numa node,nodeid={node},cpus={first}-{last},memdev=ram{node}"
+            ));
+        }
+        let words = words.iter().flat_map(|words| words.split(' '));
+        words.map(str::to_owned).collect()
+    }
 }
 
 /// A running kernel with busybox, under QEMU's emulation. Dropping it ends it.
@@ -93,18 +123,8 @@ impl Shell {
                 "none",
                 "-no-reboot",
             ])
-            .args([
-                "-m",
-                &format!("{memory}M"),
-                "-smp",
-                &hardware.cpus.to_string(),
-            ])
-            // Shared, for devices that other processes serve.
-            .args(["-machine", "q35,memory-backend=ram"])
-            .args([
-                "-object",
-                &format!("memory-backend-memfd,id=ram,size={memory}M,share=on"),
-            ])
+            .args(["-m", &format!("{memory}M")])
+            .args(hardware.places())
             .args(&hardware.arguments)
             .args([
                 "-kernel",

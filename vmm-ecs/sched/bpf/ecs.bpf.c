@@ -345,6 +345,7 @@ void BPF_PROG(ecs_running, struct task_struct *p)
 	if (ref.vm->first == ref.index % ECS_MAX_VCPUS + 1)
 		ref.vm->first = 0;
 	ref.vcpu->since_ns = now_ns;
+	count_move(&ref, cpu);
 	if (!ref.thread->base_ns)
 		ref.thread->base_ns = p->se.sum_exec_runtime - ref.vcpu->state.cpu_ns;
 	ref.vcpu->running = 1;

@@ -140,7 +140,6 @@ struct sched_ext_ops {
 __s32 scx_bpf_create_dsq(__u64 dsq_id, __s32 node) __ksym;
 __s32 scx_bpf_select_cpu_dfl(struct task_struct *p, __s32 prev_cpu, __u64 wake_flags,
 			     bool *is_idle) __ksym;
-__s32 scx_bpf_pick_idle_cpu(const cpumask_t *cpus_allowed, __u64 flags) __ksym;
 __s32 scx_bpf_task_cpu(const struct task_struct *p) __ksym;
 __s32 scx_bpf_dsq_nr_queued(__u64 dsq_id) __ksym;
 struct task_struct *scx_bpf_dsq_peek(__u64 dsq_id) __ksym;

@@ -14,6 +14,9 @@
 /* Set by the daemon before the programs are loaded. */
 const volatile struct ecs_setup setup;
 
+/* CPUs of the same number share a cache, or where the kernel does not say, a NUMA node. */
+const volatile __u16 domains[ECS_MAX_CPUS];
+
 /* Never read: it carries a whole type, not only its name, into the compiled object. */
 const volatile struct ecs_record type_of_records;
 
@@ -192,6 +195,13 @@ static __u64 clock_of(__u32 cpu)
 	const struct ecs_cpu *state = cpu_state(cpu);
 
 	return state && state->clock_ns > vclock_ns ? state->clock_ns : vclock_ns;
+}
+
+static __noinline __u32 domain_of(__u32 cpu)
+{
+	const volatile __u16 *domain = AT(domains, cpu);
+
+	return domain ? *domain : 0;
 }
 
 static bool may_run(struct task_struct *p, __u32 cpu)

@@ -10,6 +10,9 @@
 #include "maps.h"
 #include "turn.h"
 
+/* vCPUs of a queue that are looked at for one that ran near. */
+#define NEAR_TRIES	8
+
 /* VMs that may prove unable to run on a CPU before the rest is left for later. */
 #define MAX_TRIES	4
 #define NO_VM		ECS_MAX_VMS
@@ -44,11 +47,17 @@ static void peek_host(struct waiting *w, __u64 dsq)
 	}
 }
 
+static bool is_far(struct task_struct *p, __u32 cpu)
+{
+	return p && domain_of(scx_bpf_task_cpu(p)) != domain_of(cpu);
+}
+
 /*
  * Who waits for this CPU; VMs in `tried` do not count. `here` is the VM of the vCPU on this CPU.
  *
  * vCPUs that want the same locks slow each other down when they run at the same time. A VM that waits
  * for its own locks therefore comes after others while it is on another CPU, unless it is far behind.
+ * A VM whose first vCPU would have to come from another cache comes half a slice later.
  */
 __noinline int look_around(struct waiting *w __arg_nonnull, __u32 cpu, const struct tried *tried,
 			   __u32 here, __u64 now_ns)
@@ -96,6 +105,8 @@ __noinline int look_around(struct waiting *w __arg_nonnull, __u32 cpu, const str
 			else if (vm->lock_bound)
 				place_ns = ecs_add(place_ns, boost_ns);
 		}
+		if (setup.near && is_far(scx_bpf_dsq_peek(DSQ_VM + i), cpu))
+			place_ns = ecs_add(place_ns, setup.params.slice_ns / 2);
 		if (w->vm == NO_VM || place_ns < first_ns) {
 			w->vm = i;
 			w->vm_vtime_ns = vtime_ns;
@@ -126,6 +137,27 @@ static bool take(__u32 cpu, __u32 vm, __u32 number)
 	return moved;
 }
 
+/* Moves the first vCPU that ran near this CPU, of those that come first but for a slice. */
+static bool take_near(__u32 cpu, __u32 vm)
+{
+	struct task_struct *p;
+	__u64 limit_ns = 0;
+	bool moved = false;
+	int seen = 0;
+
+	bpf_for_each(scx_dsq, p, DSQ_VM + vm, 0) {
+		if (!limit_ns)
+			limit_ns = ecs_add(p->scx.dsq_vtime, setup.params.slice_ns);
+		if (seen++ >= NEAR_TRIES || p->scx.dsq_vtime > limit_ns)
+			break;
+		if (!may_run(p, cpu) || is_far(p, cpu))
+			continue;
+		moved = scx_bpf_dsq_move(&___it /* of bpf_for_each */, p, SCX_DSQ_LOCAL, 0);
+		break;
+	}
+	return moved;
+}
+
 /* Moves a vCPU of a VM to this CPU: the one that its siblings wait for, or who comes first. */
 static bool take_from(__u32 cpu, __u32 vm_index)
 {
@@ -139,6 +171,8 @@ static bool take_from(__u32 cpu, __u32 vm_index)
 		if (take(cpu, vm_index, vm_index * ECS_MAX_VCPUS + first))
 			return true;
 	}
+	if (setup.near && take_near(cpu, vm_index))
+		return true;
 	return scx_bpf_dsq_move_to_local(DSQ_VM + vm_index);
 }
 
@@ -263,14 +297,15 @@ static __always_inline void call_from(__s32 cpu, const struct ecs_cpu *state)
 	scx_bpf_kick_cpu(cpu, SCX_KICK_PREEMPT);
 }
 
-/* Makes a CPU come for work: an idle one, or one that runs its vCPU without an end in sight. */
+/* Makes a CPU come for work: an idle one, near and of an idle core if there is one (the kernel's choice), or one that runs its vCPU without an end in sight. */
 static void call_for(struct task_struct *p)
 {
-	__s32 cpu = scx_bpf_pick_idle_cpu(p->cpus_ptr, 0);
+	bool is_idle = false;
+	__s32 cpu = scx_bpf_select_cpu_dfl(p, scx_bpf_task_cpu(p), 0, &is_idle);
 	struct ecs_cpu *state;
 	int i;
 
-	if (cpu >= 0) {
+	if (is_idle) {
 		scx_bpf_kick_cpu(cpu, SCX_KICK_IDLE);
 		return;
 	}

@@ -25,6 +25,7 @@ struct ecs_setup {
 	__u8 head_first;	/* the vCPU that the others wait for runs first */
 	__u8 apart;		/* VMs that wait for their own locks run on few CPUs at a time */
 	__u8 record;		/* every operation on the books goes to `records` */
+	__u8 near;		/* vCPUs stay near the cache they ran at; there is more than one */
 };
 
 /* Guest memory as the VMM's process sees it. */
@@ -108,6 +109,7 @@ struct ecs_vcpu {
 	__u8 overloaded;	/* what its guest was last told */
 	__u8 reserved0;
 	__u16 called;		/* sibling it was last seen to spin for, plus one */
+	__u32 cpu;		/* where it ran last, plus one */
 	__u32 critical_section;	/* enum ecs_section of what it was taken from at critical_since_ns */
 };
 
@@ -129,6 +131,8 @@ struct ecs_cpu_stats {
 	__u64 extended_max_ns;	/* the longest extension */
 	__u64 doorbells;
 	__u64 yields;		/* to a sibling, by KVM's directed yield */
+	__u64 moves;		/* vCPUs that came from another CPU */
+	__u64 far_moves;	/* those of them that came from another cache, or node */
 	__u64 records_lost;
 };
 

@@ -325,6 +325,20 @@ static void count_preemption(struct vcpu_ref *ref)
 	tell_preempted(ref, true);
 }
 
+/* It is on this CPU now. */
+static void count_move(struct vcpu_ref *ref, __u32 cpu)
+{
+	struct ecs_cpu_stats *stats = stats_at(cpu);
+	__u32 before = ref->vcpu->cpu;
+
+	ref->vcpu->cpu = cpu + 1;
+	if (!stats || !before || before == cpu + 1)
+		return;
+	stats->moves++;
+	if (domain_of(before - 1) != domain_of(cpu))
+		stats->far_moves++;
+}
+
 /* It is on a CPU again. */
 static void count_return(struct vcpu_ref *ref, __u64 now_ns)
 {

@@ -448,6 +448,8 @@ pub(crate) struct HostCounters {
     pub(crate) doorbells: u64,
     /// See [`ecs_stats::HostStats::directed_yields`].
     pub(crate) directed_yields: u64,
+    pub(crate) migrations: u64,
+    pub(crate) far_migrations: u64,
     pub(crate) extension: [Histogram; 3],
     /// The longest extension, ns; 0 where it is not kept.
     pub(crate) extension_max_ns: u64,

@@ -32,6 +32,8 @@ pub(crate) fn snapshot(state: &State, host: &Host) -> Snapshot {
             rotations: state.host.rotations,
             doorbells: state.host.doorbells,
             directed_yields: state.host.directed_yields,
+            migrations: state.host.migrations,
+            far_migrations: state.host.far_migrations,
             perf_records: state.pcpus.iter().map(|pcpu| pcpu.perf_records).sum(),
             perf_lost: state.pcpus.iter().map(|pcpu| pcpu.perf_lost).sum(),
             extension_np,

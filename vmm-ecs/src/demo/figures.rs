@@ -163,6 +163,8 @@ pub(crate) struct RunCounters {
     pub(crate) extension_us: u64,
     pub(crate) rotations: u64,
     pub(crate) doorbells: u64,
+    pub(crate) migrations: u64,
+    pub(crate) far_migrations: u64,
 }
 
 impl RunCounters {
@@ -187,6 +189,8 @@ impl RunCounters {
             extension_us: sum(|vm| vm.extension_ns) / 1000,
             rotations: snapshot.host.rotations,
             doorbells: snapshot.host.doorbells,
+            migrations: snapshot.host.migrations,
+            far_migrations: snapshot.host.far_migrations,
         }
     }
 
@@ -221,6 +225,8 @@ impl RunCounters {
             extension_us: f(self.extension_us, other.extension_us),
             rotations: f(self.rotations, other.rotations),
             doorbells: f(self.doorbells, other.doorbells),
+            migrations: f(self.migrations, other.migrations),
+            far_migrations: f(self.far_migrations, other.far_migrations),
         }
     }
 }

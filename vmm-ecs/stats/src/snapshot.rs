@@ -50,6 +50,12 @@ pub struct HostStats {
     /// CPUs that guests handed to a sibling by KVM's directed yield; 0 where nobody hears of it.
     #[serde(default)]
     pub directed_yields: u64,
+    /// vCPUs that began to run on another CPU than before; 0 where the kernel's own scheduler moves them.
+    #[serde(default)]
+    pub migrations: u64,
+    /// Those of them that came from another cache, or NUMA node.
+    #[serde(default)]
+    pub far_migrations: u64,
     /// Context-switch records read.
     pub perf_records: u64,
     /// Context-switch records the kernel dropped.

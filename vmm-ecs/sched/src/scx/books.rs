@@ -57,6 +57,8 @@ fn collect_host(state: &mut State, program: &Program) {
     host.decision = Histogram::default();
     host.doorbells = 0;
     host.directed_yields = 0;
+    host.migrations = 0;
+    host.far_migrations = 0;
     for cpu in (0..).map_while(|cpu| program.cpu(cpu)) {
         let sums = host.extension.iter_mut().chain(&mut host.critical_stall);
         let parts = cpu.extension.iter().chain(&cpu.critical_stall);
@@ -66,6 +68,8 @@ fn collect_host(state: &mut State, program: &Program) {
         host.decision.merge(&histogram(&cpu.decision));
         host.doorbells += cpu.doorbells;
         host.directed_yields += cpu.yields;
+        host.migrations += cpu.moves;
+        host.far_migrations += cpu.far_moves;
         host.extension_max_ns = host.extension_max_ns.max(cpu.extended_max_ns);
     }
 }

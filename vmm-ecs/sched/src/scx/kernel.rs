@@ -12,7 +12,7 @@ use libbpf_rs::{Link, MapCore, MapFlags, OpenObject};
 pub(crate) use super::compiled::types;
 use super::compiled::{EcsSkel, EcsSkelBuilder};
 use super::sizes::{self, ProgramSize};
-use super::{ScxConfig, ScxError, named};
+use super::{ScxConfig, ScxError, named, topology};
 use crate::sys::{SchedAttr, Tid, thread_fd};
 
 /// Places for VMs, and for the vCPUs of one; `ECS_MAX_*` of `bpf/shared.h`.
@@ -104,6 +104,11 @@ impl Program {
         let Some(rodata) = rodata else {
             return Err(ScxError::Broken("it has no constants"));
         };
+        let domains = topology::domains(nr_cpus);
+        for (place, domain) in rodata.domains.iter_mut().zip(&domains) {
+            *place = *domain;
+        }
+        let several = domains.iter().any(|domain| Some(domain) != domains.first());
         rodata.setup = types::ecs_setup {
             params: params(&config.params),
             look_ns: config.look_ns,
@@ -112,6 +117,8 @@ impl Program {
             head_first: u8::from(config.head_first),
             apart: u8::from(config.apart),
             record: u8::from(config.record),
+            near: u8::from(config.near && several),
+            ..types::ecs_setup::default()
         };
         if !config.record {
             // The smallest ring there is.

@@ -25,6 +25,7 @@ pub(crate) mod named;
 mod probe;
 mod records;
 mod sizes;
+mod topology;
 
 /// The loader that is generated from `bpf/`.
 #[allow(
@@ -119,6 +120,8 @@ pub struct ScxConfig {
     pub head_first: bool,
     /// VMs that wait for their own locks run on few CPUs at a time.
     pub apart: bool,
+    /// vCPUs stay near the cache, or the NUMA node, where they ran.
+    pub near: bool,
     /// It schedules vCPUs alone, not the whole host, in a class below that of all other threads.
     /// Only to measure what that costs: threads stay in that class when this controller goes.
     pub partial: bool,
@@ -136,6 +139,7 @@ impl Default for ScxConfig {
             step_aside: true,
             head_first: true,
             apart: true,
+            near: true,
             partial: false,
             record: false,
             timeout_ms: 10_000,
