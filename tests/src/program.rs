@@ -6,13 +6,21 @@ use std::process::Command;
 
 use anyhow::{Context, bail};
 
-/// Builds the program `name` of the package of the same name, in the profile of the running test,
-/// and returns its path.
+/// Builds the program `name` of the workspace, in the profile of the running test, and returns its
+/// path.
 ///
 /// # Errors
 /// If cargo cannot build it, with cargo's own words.
 pub fn workspace_program(name: &str) -> anyhow::Result<PathBuf> {
-    build(name, name, &profile()?)
+    let mut command = cargo();
+    // All of the workspace, as the tests are built: with other packages cargo chooses other features,
+    // and builds most of what they share again.
+    command.args(["build", "--workspace", "--bin", name]);
+    command.args(["--profile", &profile()?]);
+    if scx_is_missing()?.is_none() {
+        command.args(["--features", "vmm-ecs/scx"]);
+    }
+    executable(command, name)
 }
 
 /// Builds the program `name` of the package of the same name as it is released, whatever the
@@ -21,7 +29,7 @@ pub fn workspace_program(name: &str) -> anyhow::Result<PathBuf> {
 /// # Errors
 /// If cargo cannot build it, with cargo's own words.
 pub fn release_program(name: &str) -> anyhow::Result<PathBuf> {
-    build(name, name, "release")
+    build_released(name, name)
 }
 
 /// Builds a program of `tests/src/bin`, which runs within a host, and returns its path. As released:
@@ -30,7 +38,7 @@ pub fn release_program(name: &str) -> anyhow::Result<PathBuf> {
 /// # Errors
 /// If cargo cannot build it, with cargo's own words.
 pub fn host_program(name: &str) -> anyhow::Result<PathBuf> {
-    build("ecs-tests", name, "release")
+    build_released("ecs-tests", name)
 }
 
 /// Builds `vmm-ecs` as it is released, with the controller in the kernel; the reason where this
@@ -71,11 +79,9 @@ pub fn static_test(package: &str, name: &str) -> anyhow::Result<PathBuf> {
     executable(command, name)
 }
 
-fn build(package: &str, name: &str, profile: &str) -> anyhow::Result<PathBuf> {
+fn build_released(package: &str, name: &str) -> anyhow::Result<PathBuf> {
     let mut command = cargo();
-    command
-        .args(["build", "--package", package, "--bin", name])
-        .args(["--profile", profile]);
+    command.args(["build", "--release", "--package", package, "--bin", name]);
     // One and the same program in all tests: building it twice takes a minute.
     if name == "vmm-ecs" && scx_is_missing()?.is_none() {
         command.args(["--features", "scx"]);

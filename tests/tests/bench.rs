@@ -1,9 +1,9 @@
 //! `vmm-ecs bench` as a user runs it: a scenario file in, a result, a page and tables out.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 
-use std::process::{Command, Output};
+use std::process::Output;
 
-use ecs_tests::{rig, workspace_program};
+use ecs_tests::{Rig, rig};
 use serde_json::Value;
 
 const SCENARIO: &str = r#"
@@ -26,13 +26,8 @@ vcpus = 2
 workload = { kind = "ticket", in_us = 5, out_us = 5 }
 "#;
 
-fn bench(arguments: &[&str]) -> Output {
-    let program = workspace_program("vmm-ecs").unwrap();
-    Command::new(program)
-        .arg("bench")
-        .args(arguments)
-        .output()
-        .unwrap()
+fn bench(rig: &Rig, arguments: &[&str]) -> Output {
+    rig.command().arg("bench").args(arguments).output().unwrap()
 }
 
 #[test]
@@ -43,7 +38,10 @@ fn a_scenario_file_becomes_a_result_a_page_and_tables() {
     std::fs::write(&file, SCENARIO.replace("AT_LEAST", "0")).unwrap();
     std::fs::write(&page, "# A\n<!-- bench: two -->old<!-- end -->\nB\n").unwrap();
 
-    let output = bench(&[&file, "--json", &json, "--html", &html, "--docs", &page]);
+    let output = bench(
+        &rig,
+        &[&file, "--json", &json, "--html", &html, "--docs", &page],
+    );
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(output.status.success(), "{output:?}");
     assert!(said.ends_with("1 bars, 0 missed\n"), "{said}");
@@ -70,7 +68,7 @@ fn a_scenario_file_becomes_a_result_a_page_and_tables() {
     assert!(shown.contains("<svg role=\"img\"") && shown.contains("Two arms"));
 
     // The same again, of the result alone.
-    let again = bench(&["--from", &json]);
+    let again = bench(&rig, &["--from", &json]);
     assert_eq!(String::from_utf8_lossy(&again.stdout), said);
 }
 
@@ -80,7 +78,7 @@ fn a_missed_bar_fails_and_bad_files_are_named() {
     let file = rig.dir().join("bar.toml");
     let file = file.to_str().unwrap();
     std::fs::write(file, SCENARIO.replace("AT_LEAST", "1e9")).unwrap();
-    let output = bench(&[file, "--runs", "1"]);
+    let output = bench(&rig, &[file, "--runs", "1"]);
     assert_eq!(output.status.code(), Some(1), "{output:?}");
     assert!(String::from_utf8_lossy(&output.stdout).contains("1 bars, 1 missed"));
 
@@ -90,7 +88,7 @@ fn a_missed_bar_fails_and_bad_files_are_named() {
         + "[[vm]]\nvcpus = 1\nworkload = { kind = \"irq\", in_us = 5, out_us = 5 }\n";
     std::fs::write(file, unlike).unwrap();
     for (name, part) in [(file, "not alike"), ("bench/nothing", "bench/nothing")] {
-        let output = bench(&[name]);
+        let output = bench(&rig, &[name]);
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(!output.status.success() && said.contains(part), "{said}");
     }

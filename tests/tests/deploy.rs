@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::process::{Command, Output};
 
-use ecs_tests::{root, workspace_program};
+use ecs_tests::{release_program, root, workspace_program};
 
 fn check_config(program: &Path, text: &str) -> Output {
     let dir = tempfile::tempdir().unwrap();
@@ -29,7 +29,7 @@ fn said(output: &Output) -> String {
 
 #[test]
 fn example_configuration_shows_the_defaults() {
-    let program = workspace_program("vmm-ecs").unwrap();
+    let program = release_program("vmm-ecs").unwrap();
     let example = std::fs::read_to_string(root().join("deploy/vmm-ecs.toml")).unwrap();
     let defaults = said(&check_config(&program, ""));
     assert_eq!(said(&check_config(&program, &example)), defaults);
@@ -56,11 +56,15 @@ fn example_configuration_shows_the_defaults() {
 /// The programs know every option that a unit gives them.
 #[test]
 fn units_use_options_that_exist() {
-    for (unit, package) in [
-        ("vmm-ecs.service", "vmm-ecs"),
-        ("ecs-exporter.service", "ecs-exporter"),
+    for (unit, package, program) in [
+        ("vmm-ecs.service", "vmm-ecs", release_program("vmm-ecs")),
+        (
+            "ecs-exporter.service",
+            "ecs-exporter",
+            workspace_program("ecs-exporter"),
+        ),
     ] {
-        let program = workspace_program(package).unwrap();
+        let program = program.unwrap();
         let text = std::fs::read_to_string(root().join("deploy/systemd").join(unit)).unwrap();
         let commands: Vec<&str> = text
             .lines()

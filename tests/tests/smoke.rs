@@ -10,7 +10,7 @@ use std::time::Duration;
 use ecs_microvm::WorkloadKind;
 use ecs_stats::Snapshot;
 use ecs_tests::process::{Process, until};
-use ecs_tests::{Rig, TestVm, release_program, rig, skip};
+use ecs_tests::{Rig, TestVm, rig, skip, workspace_program};
 use serde_json::Value;
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -199,7 +199,7 @@ fn get(address: &str) -> String {
 fn the_exporter_serves_what_the_daemon_counts() {
     let rig = rig!("the_exporter_serves_what_the_daemon_counts");
     // Before the VMs leave cargo little of the CPUs.
-    let program = release_program("ecs-exporter").unwrap();
+    let program = workspace_program("ecs-exporter").unwrap();
     let _daemon = rig.steer(&["a", "b"]).unwrap();
     let vms = at_work(&rig);
     let (out, log) = (
