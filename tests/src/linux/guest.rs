@@ -64,9 +64,7 @@ impl Guest {
         socket: &Path,
     ) -> anyhow::Result<Self> {
         let files = Initramfs::new(parts)?;
-        for module in kernel.modules()? {
-            files.add_to(&module, "/")?;
-        }
+        files.add_modules(&kernel.modules()?)?;
         for program in &machine.programs {
             files.add_program(program)?;
         }

@@ -7,7 +7,7 @@ use std::process::{Command, Output};
 
 use anyhow::{Context, bail};
 
-use super::{Kernel, Parts};
+use super::{Kernel, Modules, Parts};
 
 /// Mounts what programs expect, loads the kernel's own modules, runs whatever comes on the second
 /// serial line, or the one the kernel's command line names as `ecs_line`, and ends each answer with
@@ -94,6 +94,14 @@ impl Initramfs {
     pub(super) fn add_to(&self, file: &Path, folder: &str) -> anyhow::Result<()> {
         let name = file.file_name().context("A file without a name")?;
         self.add(file, Path::new(folder).join(name))
+    }
+
+    /// Has modules of this tree in `/`; nobody loads them.
+    pub(super) fn add_modules(&self, modules: &Modules) -> anyhow::Result<()> {
+        for (name, content) in modules.iter() {
+            fs::write(self.root().join(name), content)?;
+        }
+        Ok(())
     }
 
     /// Copies a program to `/bin`, with the shared libraries it needs.

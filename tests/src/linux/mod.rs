@@ -44,7 +44,7 @@ pub use guest::{DEVICE_ID, Guest, Machine};
 pub use host::{Host, HostVm};
 pub use initramfs::Initramfs;
 pub use meddler::{Garbage, Meddling};
-pub use parts::{Kernel, Parts};
+pub use parts::{Kernel, Modules, Parts};
 pub use relay::Relay;
 pub use shell::Shell;
 pub use watch::{Heart, Polls, Tally, Truth, Watch, state};

@@ -58,9 +58,7 @@ pub fn start(vmm: &str) -> String {
 /// If a part cannot be copied.
 #[must_use]
 pub fn host(kernel: &Kernel, files: &Initramfs, programs: Vec<PathBuf>) -> Host {
-    for module in kernel.modules().unwrap() {
-        files.add_to(&module, "/").unwrap();
-    }
+    files.add_modules(&kernel.modules().unwrap()).unwrap();
     Host {
         memory: 2048,
         programs,

@@ -1,8 +1,11 @@
 //! What `tests/stacks/setup.sh` fetched, and modules built with it.
 
-use std::fs;
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, bail};
 
@@ -163,6 +166,9 @@ fn cache() -> Option<PathBuf> {
     Some(base.join("vmm-ecs"))
 }
 
+/// Modules: name of the file, and what is in it.
+pub type Modules = Arc<[(OsString, Vec<u8>)]>;
+
 /// A kernel, and what builds modules for it.
 #[derive(Debug, Clone)]
 pub struct Kernel {
@@ -211,19 +217,42 @@ impl Kernel {
     }
 
     /// Builds `virtio_ecs.ko`, `ecs_test.ko` and, for a kernel with KUnit, `ecs_kunit.ko` from this
-    /// tree, without a warning, and returns where they are. What is up to date is not built again.
+    /// tree, without a warning, and returns them. What is up to date is not built again, and once
+    /// built, a test program keeps them.
     ///
     /// # Errors
     /// With what make said.
-    pub fn modules(&self) -> anyhow::Result<Vec<PathBuf>> {
-        self.make(&[])?;
+    pub fn modules(&self) -> anyhow::Result<Modules> {
+        static BUILT: Mutex<BTreeMap<PathBuf, Modules>> = Mutex::new(BTreeMap::new());
+        let mut built = BUILT.lock().unwrap_or_else(PoisonError::into_inner);
         let module = self.root().join(self.source()).join("module");
-        let wanted = ["virtio_ecs.ko", "tests/ecs_test.ko", "tests/ecs_kunit.ko"];
-        Ok(wanted
-            .iter()
-            .map(|name| module.join(name))
-            .filter(|path| path.exists())
-            .collect())
+        if let Some(modules) = built.get(&module) {
+            return Ok(Arc::clone(modules));
+        }
+        // Another test program may build there, also one of another tree.
+        let _alone = self.claim()?;
+        self.make(&[])?;
+        let mut modules = Vec::new();
+        for name in ["virtio_ecs.ko", "tests/ecs_test.ko", "tests/ecs_kunit.ko"] {
+            let path = module.join(name);
+            if path.exists() {
+                let name = path.file_name().context("A file without a name")?;
+                modules.push((name.to_owned(), fs::read(&path)?));
+            }
+        }
+        let modules = Modules::from(modules);
+        built.insert(module, Arc::clone(&modules));
+        Ok(modules)
+    }
+
+    /// The build root to oneself, until what is returned is dropped.
+    fn claim(&self) -> anyhow::Result<File> {
+        let path = self.root().join("ecs-tests.lock");
+        let file =
+            File::create(&path).with_context(|| format!("Cannot make {}", path.display()))?;
+        file.lock()
+            .with_context(|| format!("Cannot lock {}", path.display()))?;
+        Ok(file)
     }
 
     /// Checks the driver's and the tests' sources with sparse while it builds them all again.
@@ -231,6 +260,7 @@ impl Kernel {
     /// # Errors
     /// With what it said, if it warns.
     pub fn sparse(&self) -> anyhow::Result<()> {
+        let _alone = self.claim()?;
         self.make(&["clean"])?;
         self.make(&["C=2"])
     }
