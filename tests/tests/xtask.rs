@@ -153,61 +153,96 @@ successes:
 
 test result: ok. 2 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.01s'";
 
-/// `cargo xtask COMMAND` with a cargo that only prints; also returns what it was asked to do.
-fn xtask_with(command: &str, cargo_test: &str) -> (Output, String) {
+/// Folder and name of the test programs there are: one of another package, one that runs alone, and two
+/// that run beside another one.
+const PROGRAMS: [(&str, &str); 4] = [
+    ("vmm-ecs/sim", "host"),
+    ("tests", "abi"),
+    ("tests", "scx"),
+    ("tests", "linux_guest"),
+];
+
+/// `cargo xtask COMMAND` with a cargo that only prints, and builds programs that do what `test` says;
+/// also returns what each was asked to do.
+fn xtask_with(command: &str, test: &str) -> (Output, String) {
     let dir = tempfile::tempdir().unwrap();
     let calls = dir.path().join("calls");
-    let cargo = script(
-        dir.path(),
-        "cargo",
-        &format!(
-            "echo \"$* full=$ECS_TEST_FULL\" >> '{}'\nif [ \"$1\" = test ]; then\n{cargo_test}\nfi",
+    let log = |name: &str| {
+        format!(
+            "echo \"{name}$* full=$ECS_TEST_FULL\" >>'{}'",
             calls.display()
-        ),
+        )
+    };
+    let messages = PROGRAMS.map(|(folder, name)| {
+        let program = script(
+            dir.path(),
+            name,
+            &format!("{}\n{test}", log(&format!("run {name} "))),
+        );
+        let folder = root().join(folder);
+        let message = serde_json::json!({
+            "manifest_path": folder.join("Cargo.toml"),
+            "target": { "name": name, "src_path": folder.join(format!("tests/{name}.rs")) },
+            "profile": { "test": true },
+            "executable": program,
+        });
+        format!("echo '{message}'")
+    });
+    let cargo = format!(
+        "{}\ncase \"$1 $2\" in\n'test --no-run') {} ;;\n'test --doc') {test} ;;\nesac",
+        log(""),
+        messages.join("; "),
     );
     let output = Command::new(workspace_program("xtask").unwrap())
         .arg(command)
-        .env("CARGO", cargo)
+        .env("CARGO", script(dir.path(), "cargo", &cargo))
         .env_remove("ECS_TEST_FULL")
         .output()
         .unwrap();
     (output, std::fs::read_to_string(calls).unwrap())
 }
 
+/// What was asked of tests, in order, without what builds them.
+fn asked(calls: &str) -> Vec<&str> {
+    let calls = calls.lines();
+    calls
+        .filter(|call| call.starts_with("run ") || call.starts_with("test --doc"))
+        .collect()
+}
+
 #[test]
-fn test_counts_both_groups_and_runs_the_serial_one_last() {
+fn test_counts_every_group_and_runs_what_needs_the_cpus_alone() {
     let (output, calls) = xtask_with("test", PASSING);
     assert!(output.status.success());
-    // Three checks, and one test passed and one skipped in each group.
+    // Three checks, and one test passed and one skipped in each program and in the documentation.
     assert!(
-        stdout(&output).ends_with(
-            "\nSKIPPED: needs_kvm: no /dev/kvm\nSKIPPED: needs_kvm: no /dev/kvm\n\
-             5 passed, 0 failed, 2 skipped\n"
-        ),
+        stdout(&output).ends_with(&format!(
+            "\n{}8 passed, 0 failed, 5 skipped\n",
+            "SKIPPED: needs_kvm: no /dev/kvm\n".repeat(5)
+        )),
         "{}",
         stdout(&output)
     );
-    let tests: Vec<&str> = calls
+    let builds = calls
         .lines()
-        .filter(|call| call.starts_with("test "))
-        .collect();
-    assert_eq!(tests.len(), 2, "{calls}");
-    assert!(
-        tests
-            .iter()
-            .all(|call| call.contains("--no-fail-fast") && call.ends_with("full="))
+        .filter(|call| call.starts_with("test --no-run"));
+    assert_eq!(builds.count(), 1, "{calls}");
+    let asked = asked(&calls);
+    let [parallel, serial, paired @ .., doc] = asked.as_slice() else {
+        panic!("{calls}");
+    };
+    assert_eq!(*parallel, "run host --show-output full=");
+    assert_eq!(*serial, "run abi --show-output --test-threads=1 full=");
+    let mut paired = paired.to_vec();
+    paired.sort_unstable();
+    assert_eq!(
+        paired,
+        ["linux_guest", "scx"]
+            .map(|name| format!("run {name} --show-output --test-threads=1 full="))
     );
     assert!(
-        tests.first().unwrap().contains("--exclude ecs-tests"),
-        "{calls}"
-    );
-    assert!(
-        tests.last().unwrap().contains("--package ecs-tests"),
-        "{calls}"
-    );
-    assert!(
-        tests.last().unwrap().contains("--test-threads=1"),
-        "{calls}"
+        doc.contains("--no-fail-fast") && doc.ends_with("-- --show-output full="),
+        "{doc}"
     );
 }
 
@@ -215,31 +250,47 @@ fn test_counts_both_groups_and_runs_the_serial_one_last() {
 fn test_full_asks_for_the_slow_cases() {
     let (output, calls) = xtask_with("test-full", PASSING);
     assert!(output.status.success());
-    let mut tests = calls.lines().filter(|call| call.starts_with("test "));
-    assert!(tests.all(|call| call.ends_with("full=1")), "{calls}");
+    let asked = asked(&calls);
+    assert_eq!(asked.len(), PROGRAMS.len() + 1, "{calls}");
+    assert!(asked.iter().all(|call| call.ends_with("full=1")), "{calls}");
 }
 
 #[test]
 fn whatever_fails_fails_the_whole() {
-    for (cargo_test, failed) in [
-        // Nothing compiles; a test program is killed; a test fails.
-        ("exit 101", 2),
-        ("echo 'running 1 test'; exit 101", 2),
-        (
-            "echo 'running 1 test\ntest t ... FAILED\n\nfailures:\n    t\n\n\
-             test result: FAILED. 0 passed; 1 failed; 0 ignored'; exit 101",
-            2,
-        ),
+    for test in [
+        // A test program is killed; it ends without a test; a test fails.
+        "echo 'running 1 test'; exit 101",
+        "exit 101",
+        "echo 'running 1 test\ntest t ... FAILED\n\nfailures:\n    t\n\n\
+         test result: FAILED. 0 passed; 1 failed; 0 ignored'; exit 101",
     ] {
-        let (output, _) = xtask_with("test", cargo_test);
-        assert_eq!(output.status.code(), Some(1), "{cargo_test}");
-        let last = format!("\n3 passed, {failed} failed, 0 skipped\n");
+        let (output, _) = xtask_with("test", test);
+        assert_eq!(output.status.code(), Some(1), "{test}");
+        // One in each program, and in the documentation.
         assert!(
-            stdout(&output).ends_with(&last),
-            "{cargo_test}: {}",
+            stdout(&output).ends_with("\n3 passed, 5 failed, 0 skipped\n"),
+            "{test}: {}",
             stdout(&output)
         );
     }
+}
+
+#[test]
+fn tests_that_cannot_be_built_have_failed() {
+    let dir = tempfile::tempdir().unwrap();
+    let cargo = script(dir.path(), "cargo", "test \"$1 $2\" != 'test --no-run'");
+    let output = Command::new(workspace_program("xtask").unwrap())
+        .arg("test")
+        .env("CARGO", cargo)
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let said = stdout(&output);
+    assert!(
+        said.contains("\nFAILED: cargo test --no-run: see above\n")
+            && said.ends_with("\n3 passed, 1 failed, 0 skipped\n"),
+        "{said}"
+    );
 }
 
 /// The last line is the totals, whatever make says after them.

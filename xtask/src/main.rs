@@ -5,14 +5,16 @@
 //! machine could not run looks like one that passed.
 //!
 //! # Approach
-//! One program runs the checks and the tests through plain cargo, reads libtest's own output, and
-//! ends with the tests that failed, those that were skipped and why, and one line of totals.
+//! One program runs the checks through plain cargo, has cargo build the tests, runs them, reads
+//! libtest's own output, and ends with the tests that failed, those that were skipped and why, and
+//! one line of totals.
 //!
 //! # Invariants
 //! - The exit status is zero exactly if the last line says `0 failed`.
 //! - A test that printed `SKIPPED: name: reason` counts as skipped, not as passed; a test program
 //!   that died without a result counts as failed.
-//! - Tests that need whole CPUs (package `ecs-tests`) run alone, one after the other.
+//! - Tests that need whole CPUs (package `ecs-tests`) run alone, one after the other. Only those that
+//!   are named in `test.rs` run beside another one.
 //!
 //! # What it does not do
 //! It decides nothing about the product, and has no time limit of its own: `.ci/run` has one.
