@@ -3,14 +3,16 @@
 
 use std::path::{Path, PathBuf};
 
-use ecs_policy::WEIGHT_DEFAULT;
+use ecs_policy::{WEIGHT_DEFAULT, WEIGHT_RANGE};
 
 const ROOT: &str = "/sys/fs/cgroup";
+/// Small weights are multiplied with two digits more.
+const HUNDREDTHS: u64 = 100;
 
 /// Limits of one VM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Limits {
-    /// `cpu.weight` of its own cgroup; 100 is the default.
+    /// `cpu.weight` of its cgroup, as a part of those around it: of 50 in 300 it is 150. 100 is the default.
     pub(super) weight: u32,
     /// The strictest `cpu.max` of its cgroup and those around it: quota and period, ns.
     pub(super) quota: Option<(u64, u64)>,
@@ -25,14 +27,26 @@ pub(super) fn limits(cgroup: Option<&str>) -> Limits {
 fn limits_in(root: &Path, cgroup: &str) -> Limits {
     let read = |dir: &PathBuf, file: &str| std::fs::read_to_string(dir.join(file)).ok();
     let own = root.join(cgroup);
-    let weight = read(&own, "cpu.weight").and_then(|text| text.trim().parse().ok());
-    let around = own.ancestors().take_while(|dir| *dir != root);
-    let quota = around
+    let around = || own.ancestors().take_while(|dir| *dir != root);
+    let weight_of =
+        |dir: &Path| -> Option<u64> { read(&dir.to_owned(), "cpu.weight")?.trim().parse().ok() };
+    // The kernel allows 1 to 10 000, at each level.
+    let weight = around()
+        .filter_map(weight_of)
+        .fold(HUNDREDTHS * u64::from(WEIGHT_DEFAULT), |all, weight| {
+            all.saturating_mul(weight) / u64::from(WEIGHT_DEFAULT)
+        })
+        / HUNDREDTHS;
+    let (least, most) = (
+        u64::from(*WEIGHT_RANGE.start()),
+        u64::from(*WEIGHT_RANGE.end()),
+    );
+    let quota = around()
         .filter_map(|dir| parse_max(&read(&dir.to_owned(), "cpu.max")?))
         // The least share of a CPU, compared without a division.
         .min_by_key(|(quota, period)| u128::from(*quota) * 1_000_000 / u128::from(*period));
     Limits {
-        weight: weight.unwrap_or(WEIGHT_DEFAULT),
+        weight: u32::try_from(weight.clamp(least, most)).unwrap_or(WEIGHT_DEFAULT),
         quota,
     }
 }
@@ -70,6 +84,10 @@ mod tests {
                 quota: Some((50_000_000, 100_000_000)),
             }
         );
+        std::fs::write(slice.join("cpu.weight"), "50\n").unwrap();
+        assert_eq!(limits_in(root.path(), "machine.slice/vm.scope").weight, 150);
+        std::fs::write(scope.join("cpu.weight"), "1\n").unwrap();
+        assert_eq!(limits_in(root.path(), "machine.slice/vm.scope").weight, 1);
         std::fs::write(scope.join("cpu.max"), "10000 50000\n").unwrap();
         let limits = limits_in(root.path(), "machine.slice/vm.scope");
         assert_eq!(limits.quota, Some((10_000_000, 50_000_000)));
