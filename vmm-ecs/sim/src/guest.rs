@@ -290,7 +290,12 @@ impl World {
 
     fn leave(&mut self, cpu: CpuId, id: VcpuId) {
         let vcpu = &mut self.vcpus[id];
-        let Some(lock) = vcpu.lock.take() else { return };
+        let Some(lock) = vcpu.lock.take() else {
+            // It lost its CPU while it woke the next one.
+            self.operation_done(cpu, id);
+            self.left_section(cpu, id);
+            return;
+        };
         let reads = vcpu.reads;
         let this = &mut self.locks[lock];
         this.released_ns = self.now_ns;
@@ -300,10 +305,17 @@ impl World {
         } else {
             this.owner = None;
         }
+        if self.locks[lock].kind == Kind::Blocking {
+            // The sleeper is woken inside the section (`ecs-guest`), and may take this very CPU.
+            self.offer_mutex(lock);
+            if self.cpus[cpu].current != Some(id) {
+                return;
+            }
+        }
         self.operation_done(cpu, id);
         match self.locks[lock].kind {
             Kind::Ticket | Kind::Queue => self.hand_over(lock),
-            Kind::Blocking => self.offer_mutex(lock),
+            Kind::Blocking => {}
             _ => self.offer_all(lock),
         }
         self.left_section(cpu, id);

@@ -77,6 +77,8 @@ impl World {
     pub(crate) fn critical_class(&self, id: VcpuId) -> Option<Class> {
         let vcpu = &self.vcpus[id];
         match vcpu.phase {
+            // It has released its lock, and wakes the next one.
+            Phase::Inside if vcpu.lock.is_none() => None,
             Phase::Inside if vcpu.reads => Some(Class::Reader),
             Phase::Inside => Some(Class::Holder),
             Phase::Serve => Some(Class::Interrupt),
