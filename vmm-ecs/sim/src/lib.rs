@@ -37,6 +37,7 @@ mod fleet;
 mod guest;
 mod histogram;
 mod ids;
+mod observed;
 mod report;
 mod rng;
 mod scenario;
@@ -46,6 +47,7 @@ mod world;
 
 pub use examples::EXAMPLES;
 pub use fleet::{Fleet, FleetError};
+pub use observed::Observed;
 pub use report::{Critical, Handoff, Policy, Report, VmReport};
 pub use scenario::{
     Arm, Guest, HostSection, Kind, Point, PolicySection, Scenario, ScenarioError, StockSection,

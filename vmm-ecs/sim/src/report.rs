@@ -4,6 +4,7 @@ use ecs_policy::{Claim, split_fairly};
 use serde::{Deserialize, Serialize};
 
 use crate::ids::VmId;
+use crate::observed::Observed;
 use crate::scenario::Arm;
 use crate::world::{Place, World};
 
@@ -226,6 +227,9 @@ pub struct Report {
     pub critical: Critical,
     /// Time without a CPU in a section, all VMs, ns.
     pub stall_ns: u64,
+    /// What the daemon would have counted in observe mode.
+    #[serde(default)]
+    pub observed: Observed,
     /// What the policy did, all VMs.
     pub policy: Policy,
     /// Largest deviation of a VM's CPU time from its entitlement, percent of that. Means little where
@@ -242,6 +246,7 @@ pub(crate) struct Baseline {
     at_ns: u64,
     vms: Vec<Tally>,
     cpus_ns: (u64, u64),
+    observed: Observed,
 }
 
 impl World {
@@ -279,6 +284,7 @@ impl World {
             at_ns: self.now_ns,
             vms: self.vms.ids().map(|vm| self.tally(vm)).collect(),
             cpus_ns: self.cpus_ns(),
+            observed: self.watch.counts,
         }
     }
 
@@ -340,6 +346,7 @@ impl World {
             preemptions: vms.iter().map(|vm| vm.preemptions).sum(),
             critical,
             stall_ns: vms.iter().map(|vm| vm.stall_ns).sum(),
+            observed: self.watch.counts.since(&before.observed),
             policy,
             share_deviation_percent: off.fold(0.0, f64::max),
             handoff: Handoff {

@@ -25,6 +25,7 @@ pub(crate) struct Thread {
     sleep_ns: u64,
     varies_ns: u64,
     run_ns: u64,
+    observes: bool,
 }
 
 impl Thread {
@@ -37,6 +38,7 @@ impl Thread {
             sleep_ns,
             varies_ns,
             run_ns,
+            observes: false,
         }
     }
 
@@ -54,6 +56,8 @@ pub(crate) struct StockCpu {
     pub(crate) threads: Vec<Thread>,
     /// The thread on the CPU.
     pub(crate) running: Option<usize>,
+    /// The vCPU that was taken off the CPU last, until somebody else is known to have it.
+    pub(crate) preempted: Option<VcpuId>,
 }
 
 impl Default for StockCpu {
@@ -62,6 +66,7 @@ impl Default for StockCpu {
             tick_ns: NEVER,
             threads: Vec::new(),
             running: None,
+            preempted: None,
         }
     }
 }
@@ -110,7 +115,9 @@ impl World {
             if stock.observer_sleep_us > 0 && number == busy {
                 let sleep = (stock.observer_sleep_us * 1000, 0);
                 let run_ns = stock.observer_look_us * 1000;
-                threads.push(Thread::new(&mut self.rng, slice_ns, sleep, run_ns));
+                let mut thread = Thread::new(&mut self.rng, slice_ns, sleep, run_ns);
+                thread.observes = true;
+                threads.push(thread);
             }
             self.cpus[cpu].stock.threads = threads;
         }
@@ -240,6 +247,14 @@ impl World {
         this.current.map(Runner::Vcpu).or(thread)
     }
 
+    pub(crate) fn is_observer(&self, cpu: CpuId, who: Runner) -> bool {
+        let Runner::Thread(index) = who else {
+            return false;
+        };
+        let thread = self.cpus[cpu].stock.threads.get(index);
+        thread.is_some_and(|thread| thread.observes)
+    }
+
     fn is_idle(&self, cpu: CpuId) -> bool {
         self.on_cpu(cpu).is_none()
     }
@@ -348,6 +363,7 @@ impl World {
         if let Some(current) = self.cpus[cpu].current {
             self.count_preemption(current);
             self.switch_out(cpu, Place::Waiting);
+            self.cpus[cpu].stock.preempted = Some(current);
         }
         self.cpus[cpu].stock.running = None;
         self.put_on(cpu, next, self.host.switch_ns);
@@ -360,6 +376,7 @@ impl World {
         if let Some(entity) = self.entity(cpu, next) {
             entity.protected_ns = entity.deadline_ns;
         }
+        self.watch_switch(cpu, next);
         match next {
             Runner::Vcpu(id) => self.switch_in(cpu, id, cost_ns),
             // The way out of the guest and into the next one is paid when that one comes.

@@ -4,7 +4,7 @@
 //! its doorbell, or the host looks (a tick of [`crate::stock`], a look of [`crate::ecs`]). The
 //! earliest is its leaf in the [`Clock`].
 
-use ecs_policy::{Ledger, Params, Patience, Turn, VcpuSet, VcpuState, Vm as Books};
+use ecs_policy::{Ledger, Params, Patience, Section, Turn, VcpuSet, VcpuState, Vm as Books};
 
 use crate::clock::{Clock, NEVER};
 use crate::ecs::Steering;
@@ -12,6 +12,7 @@ use crate::fair::Entity;
 use crate::guest::{Lock, Phase, Work};
 use crate::histogram::Histogram;
 use crate::ids::{CpuId, LockId, Table, VcpuId, VmId};
+use crate::observed::Watch;
 use crate::report::Tally;
 use crate::rng::Rng;
 use crate::scenario::{Arm, HostSection, Scenario, ScenarioError, StockSection};
@@ -55,6 +56,8 @@ pub(crate) struct Vcpu {
     pub(crate) fair: Entity,
     /// It left the CPU inside a section, then.
     pub(crate) critical_since_ns: Option<u64>,
+    /// The observer saw that it left the CPU then, and in what.
+    pub(crate) seen_critical: Option<(u64, Section)>,
 }
 
 /// A VM.
@@ -139,6 +142,7 @@ pub(crate) struct World {
     /// Awake vCPUs without a CPU.
     pub(crate) nr_waiting: usize,
     pub(crate) steering: Steering,
+    pub(crate) watch: Watch,
 }
 
 impl World {
@@ -164,6 +168,7 @@ impl World {
             nr_events: 0,
             nr_waiting: 0,
             steering: Steering::default(),
+            watch: Watch::default(),
             host,
         };
         for cpu in 0..scenario.nr_cpus() {
@@ -231,6 +236,7 @@ impl World {
                 muted_until_ns: 0,
                 fair: Entity::new(vruntime_ns, self.stock_slice_ns, section.weight),
                 critical_since_ns: None,
+                seen_critical: None,
             });
             self.cpus[cpu].members.push(vcpu);
             self.nr_waiting += 1;
