@@ -184,7 +184,7 @@ fn measure(args: &BenchArgs) -> anyhow::Result<Found> {
     let nr_cells: usize = files.iter().map(|(_, _, planned)| planned.len()).sum();
     let mut nr = 0;
     let mut found = Found {
-        date: today(),
+        date: demo::today(),
         machine: Machine::read(),
         vcpus_are: String::new(),
         calls: api::measure(),
@@ -220,12 +220,6 @@ fn measure(args: &BenchArgs) -> anyhow::Result<Found> {
         });
     }
     Ok(found)
-}
-
-/// The date, UTC, as `2026-11-27`.
-fn today() -> String {
-    let now = humantime::format_rfc3339_seconds(std::time::SystemTime::now()).to_string();
-    now.chars().take_while(|char| *char != 'T').collect()
 }
 
 #[cfg(test)]

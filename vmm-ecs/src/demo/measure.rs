@@ -121,9 +121,29 @@ impl Bench {
 
     /// Runs one arm of a scenario once.
     pub(crate) fn run(&self, arm: Arm, scenario: &Scenario) -> anyhow::Result<RunReport> {
+        let (report, _) = self.run_between(arm, scenario, &|| Ok(String::new()))?;
+        Ok(report)
+    }
+
+    /// Runs the stock arm once; what `scrape` gave at the beginning and at the end of what is measured
+    /// comes with the report.
+    pub(crate) fn observe(
+        &self,
+        scenario: &Scenario,
+        scrape: &dyn Fn() -> anyhow::Result<String>,
+    ) -> anyhow::Result<(RunReport, [String; 2])> {
+        self.run_between(Arm::Stock, scenario, scrape)
+    }
+
+    fn run_between(
+        &self,
+        arm: Arm,
+        scenario: &Scenario,
+        scrape: &dyn Fn() -> anyhow::Result<String>,
+    ) -> anyhow::Result<(RunReport, [String; 2])> {
         let daemon = self.start_daemon(arm, scenario)?;
         let mut vms = self.start_vms(arm, scenario)?;
-        let result = self.measure(scenario, &mut vms);
+        let result = self.measure(scenario, &mut vms, scrape);
         for vm in &mut vms {
             // It ends by itself at the end of its input.
             let _ = vm.stdin.write_all(b"stop\n");
@@ -132,7 +152,7 @@ impl Bench {
             vms.iter().map(|vm| last_word(&vm.messages)).collect();
         drop(vms);
         drop(daemon);
-        let (mut report, samples) = result?;
+        let (mut report, samples, scrapes) = result?;
         for ((vm, last), samples) in report.vms.iter_mut().zip(finals).zip(samples) {
             let Some(last) = last else {
                 bail!(
@@ -158,7 +178,7 @@ impl Bench {
             vm.timeline = timeline(&samples);
             report.vcpus_are = format!("{} ({})", last.kind_used.name(), last.why);
         }
-        Ok(report)
+        Ok((report, scrapes))
     }
 
     fn start_daemon(&self, arm: Arm, scenario: &Scenario) -> anyhow::Result<Guarded> {
@@ -306,7 +326,8 @@ impl Bench {
         &self,
         scenario: &Scenario,
         vms: &mut [VmProcess],
-    ) -> anyhow::Result<(RunReport, Vec<Vec<Progress>>)> {
+        scrape: &dyn Fn() -> anyhow::Result<String>,
+    ) -> anyhow::Result<(RunReport, Vec<Vec<Progress>>, [String; 2])> {
         for vm in vms.iter_mut() {
             vm.stdin
                 .write_all(b"go\n")
@@ -314,6 +335,7 @@ impl Bench {
         }
         // The first moments show the start, not the scheduler.
         std::thread::sleep(SAMPLE);
+        let first = scrape()?;
         let before = self.snapshot()?;
         let mut samples: Vec<Vec<Progress>> = vec![Vec::new(); vms.len()];
         let end = Instant::now() + Duration::from_secs_f64(scenario.seconds);
@@ -333,7 +355,8 @@ impl Bench {
             }
         }
         let after = self.snapshot()?;
-        Ok((summary(scenario, &before, &after)?, samples))
+        let scrapes = [first, scrape()?];
+        Ok((summary(scenario, &before, &after)?, samples, scrapes))
     }
 
     /// Keeps the VMs running under eCS until the process is interrupted.

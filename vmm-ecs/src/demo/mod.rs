@@ -116,6 +116,12 @@ impl Machine {
     }
 }
 
+/// The date, UTC, as `2026-11-27`.
+pub(crate) fn today() -> String {
+    let now = humantime::format_rfc3339_seconds(std::time::SystemTime::now()).to_string();
+    now.chars().take_while(|char| *char != 'T').collect()
+}
+
 /// What the command line asks for.
 #[derive(Debug, Clone)]
 pub(crate) struct DemoOptions {
