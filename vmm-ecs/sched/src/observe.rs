@@ -15,7 +15,6 @@ use ecs_policy::Params;
 use ecs_stats::Snapshot;
 
 use crate::accounting::account;
-use crate::entitle::Entitlement;
 use crate::perf::{PRIVILEGE, Switch, SwitchRing};
 use crate::pimutex::PiMutex;
 use crate::roster;
@@ -23,7 +22,7 @@ use crate::state::{State, Vcpu, VcpuId, VmSpec};
 use crate::sys::{CpuSet, gettid, now_ns, thread_cpu_ns};
 use crate::tell::{Looks, Teller};
 use crate::threads::vcpu_threads;
-use crate::{Controller, Host, stats};
+use crate::{Controller, Host, entitle, stats};
 
 /// Time between two looks.
 const LOOK: Duration = Duration::from_millis(1);
@@ -131,7 +130,7 @@ impl Controller for Observer {
     }
 
     fn snapshot(&self) -> Snapshot {
-        stats::snapshot(&self.state.lock(), &self.host)
+        stats::snapshot(&mut self.state.lock(), &self.host)
     }
 }
 
@@ -147,7 +146,6 @@ impl Drop for Observer {
 
 fn observe(state: &PiMutex<State>, mut rings: Vec<SwitchRing>, stop: &AtomicBool) {
     let ours = gettid();
-    let mut entitlement = Entitlement::default();
     let mut switches: Vec<(usize, Switch)> = Vec::new();
     let mut look = 0u32;
     while !stop.load(Ordering::Acquire) {
@@ -166,7 +164,7 @@ fn observe(state: &PiMutex<State>, mut rings: Vec<SwitchRing>, stop: &AtomicBool
             count_own_costs(&mut state, &rings);
         }
         if look.is_multiple_of(ENTITLE_LOOKS) {
-            entitlement.book(&mut state);
+            entitle::book(&mut state);
         }
         let every = if roster::is_incomplete(&state) {
             BEAT_LOOKS

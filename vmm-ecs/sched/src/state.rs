@@ -473,6 +473,8 @@ pub(crate) struct State {
     /// pCPUs whose agents should look at once.
     pub(crate) kicks: Vec<usize>,
     pub(crate) host: HostCounters,
+    /// When received and entitled time were booked last.
+    pub(crate) booked_ns: u64,
     /// What tells guests between looks, where there is something.
     pub(crate) teller: Option<Arc<Teller>>,
 }
@@ -488,6 +490,7 @@ impl State {
             requests: BTreeMap::new(),
             kicks: Vec::new(),
             host: HostCounters::default(),
+            booked_ns: now_ns,
             teller: None,
         }
     }

@@ -5,13 +5,15 @@ use ecs_stats::{
     VmState, VmStats,
 };
 
-use crate::Host;
 use crate::state::{State, VmEntry};
 use crate::sys::now_ns;
 use crate::threads::ThreadStat;
+use crate::{Host, entitle};
 
-pub(crate) fn snapshot(state: &State, host: &Host) -> Snapshot {
-    let mut vms: Vec<VmStats> = state.vms.iter().flatten().map(vm_stats).collect();
+pub(crate) fn snapshot(state: &mut State, host: &Host) -> Snapshot {
+    let fresh = entitle::book_for_reader(state);
+    let vms = state.vms.iter().flatten();
+    let mut vms: Vec<VmStats> = vms.map(|vm| vm_stats(vm, fresh)).collect();
     vms.sort_by(|a, b| a.name.cmp(&b.name));
     let [extension_np, extension_p, extension_wait] = state.host.extension.clone();
     let [stall_np, stall_p, stall_wait] = state.host.critical_stall.clone();
@@ -50,7 +52,8 @@ pub(crate) fn snapshot(state: &State, host: &Host) -> Snapshot {
     }
 }
 
-fn vm_stats(vm: &VmEntry) -> VmStats {
+/// `fresh`: its vCPUs' times have just been read.
+fn vm_stats(vm: &VmEntry, fresh: bool) -> VmStats {
     let ledger = &vm.policy.ledger;
     let counters = &vm.policy.counters;
     let [non_preemptable, preemptable, wait] = counters.grants;
@@ -121,7 +124,9 @@ fn vm_stats(vm: &VmEntry) -> VmStats {
             .zip(0u32..)
             .filter_map(|(vcpu, number)| {
                 let vcpu = vcpu.as_ref()?;
-                let now = vcpu.stat.as_ref().and_then(ThreadStat::cpu_and_delay_ns);
+                // Once is enough to read them.
+                let stat = vcpu.stat.as_ref().filter(|_| !fresh);
+                let now = stat.and_then(ThreadStat::cpu_and_delay_ns);
                 let (cpu_ns, delay_ns) = now.unwrap_or(vcpu.kernel_ns);
                 Some(VcpuStats {
                     vcpu: number,

@@ -52,12 +52,11 @@ pub use probe::probe;
 pub use records::Record;
 pub use sizes::ProgramSize;
 
-use crate::entitle::Entitlement;
 use crate::pimutex::PiMutex;
 use crate::state::{State, Vcpu, VcpuId, VmEntry, VmSpec};
 use crate::sys::{CpuSet, membarrier_all, now_ns, thread_cpu_ns};
 use crate::threads::vcpu_threads;
-use crate::{Controller, Host, roster, stats};
+use crate::{Controller, Host, entitle, roster, stats};
 use kernel::{MAX_REGIONS, MAX_VCPUS, MAX_VMS, Program, types};
 
 /// Time between two signs of life to the guests.
@@ -460,7 +459,6 @@ fn reasons(error: &ScxError) -> String {
 
 /// What is to be done at regular intervals.
 fn look_after(inner: &PiMutex<Inner>, program: &Program, stop: &AtomicBool) {
-    let mut entitlement = Entitlement::default();
     let mut beat = 0u32;
     let mut has_ended = false;
     while !stop.load(Ordering::Acquire) {
@@ -477,7 +475,7 @@ fn look_after(inner: &PiMutex<Inner>, program: &Program, stop: &AtomicBool) {
         if beat.is_multiple_of(ENTITLE_BEATS) {
             let Inner { state, epochs, .. } = &mut *inner;
             books::collect(state, program, epochs);
-            entitlement.book(state);
+            entitle::book(state);
             inner.publish_all(program);
         }
         if let Some(ended) = program.ended().filter(|_| !has_ended) {

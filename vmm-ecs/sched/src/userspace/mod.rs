@@ -313,7 +313,7 @@ impl Controller for UserspaceController {
     }
 
     fn snapshot(&self) -> Snapshot {
-        stats::snapshot(&self.shared.state.lock(), &self.host)
+        stats::snapshot(&mut self.shared.state.lock(), &self.host)
     }
 }
 

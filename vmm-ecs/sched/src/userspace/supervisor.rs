@@ -10,7 +10,7 @@ use std::time::Duration;
 use super::agent::AgentHandle;
 use super::mechanism::{Mechanism, PRIORITY_SUPERVISOR, Role};
 use super::{Shared, Watchdog, spawn_watchdog};
-use crate::entitle::Entitlement;
+use crate::entitle;
 use crate::journal::Journal;
 use crate::roster;
 use crate::state::{State, Vcpu, VcpuId, VmSpec};
@@ -56,7 +56,6 @@ impl Supervisor {
         if let Err(error) = SchedAttr::fifo(PRIORITY_SUPERVISOR).set(0) {
             tracing::warn!(%error, "The supervisor runs without a real-time class");
         }
-        let mut entitlement = Entitlement::default();
         let mut beat = 0u32;
         while !self.stop.load(Ordering::Acquire) {
             std::thread::sleep(BEAT);
@@ -71,7 +70,7 @@ impl Supervisor {
             }
             self.unmute();
             if beat.is_multiple_of(ENTITLE_BEATS) {
-                entitlement.book(&mut self.shared.state.lock());
+                entitle::book(&mut self.shared.state.lock());
             }
             let incomplete = roster::is_incomplete(&self.shared.state.lock());
             if incomplete || beat.is_multiple_of(SCAN_BEATS) {
