@@ -2,7 +2,7 @@
 //! KVM, and a Linux guest with the driver.
 //!
 //! Cloud Hypervisor is the VMM that this is for (`cloud_hypervisor.rs`), and in no distribution.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 
 use std::time::Duration;
 

@@ -125,8 +125,8 @@ fn print(load: &Load, outcomes: &[Outcome]) {
     for outcome in outcomes {
         let count = |name| outcome.count(name).unwrap();
         println!(
-            "{} 2 VMs x {} on CPUs {}: {:<10} {:>9.0} ops/s {:?}, {} preemptions, {} in a section, \
-             stalled {} ms",
+            "{} 2 VMs x {} on CPUs {}: {:<10} {:>9.0} ops/s {:.0?}, {} preemptions, {} in a section, \
+             stalled {} ms, handed over in {:.1?} us, share off {:.2} %",
             load.workload,
             load.vcpus,
             load.pcpus,
@@ -136,11 +136,13 @@ fn print(load: &Load, outcomes: &[Outcome]) {
             count("preemptions"),
             count("critical_preemptions"),
             count("critical_stall_us") / 1000,
+            outcome.handoff_us,
+            outcome.share_deviation_percent.unwrap_or(f64::NAN),
         );
     }
 }
 
-/// The host's own scheduler, ours, and, where `ECS_SCX_LAVD` is a program of it, scx_lavd, which is
+/// The host's own scheduler, ours with and without a look into guests, and, where `ECS_SCX_LAVD` is a program of it, scx_lavd, which is
 /// not of this tree and only compared with.
 #[test]
 fn schedulers_side_by_side() {
@@ -169,11 +171,14 @@ fn schedulers_side_by_side() {
             "SKIPPED: schedulers_side_by_side with scx_lavd: ECS_SCX_LAVD names no program of it"
         ),
     }
-    arms.push(Arm {
-        name: "eCS".to_owned(),
-        demo: "--arms ecs --controller scx".to_owned(),
-        ..Arm::stock()
-    });
+    // Our own one without a look into guests is weighted virtual time, and no more.
+    for (name, arm) in [("plain", "rotate"), ("eCS", "ecs")] {
+        arms.push(Arm {
+            name: name.to_owned(),
+            demo: format!("--arms {arm} --controller scx"),
+            ..Arm::stock()
+        });
+    }
     HostVm::run(&parts, &kernel, &host, |host| {
         let run = |host: &mut HostVm, load| {
             let outcomes = side_by_side(host, &arms, load).unwrap();

@@ -75,6 +75,9 @@ pub struct Outcome {
     pub cpus: f64,
     /// Largest deviation of a VM's CPU time from its entitlement, percent; none in a short run.
     pub share_deviation_percent: Option<f64>,
+    /// Time from the release of a lock to the next one's entry, us: what half, 99 and 99.9 in 100 are
+    /// below, in the VM that has the longest.
+    pub handoff_us: [f64; 3],
     /// Counters of all VMs over the run, by name: the demo's.
     counters: Value,
 }
@@ -152,17 +155,19 @@ fn demo(host: &mut HostVm, arm: &Arm, load: &Load) -> anyhow::Result<Outcome> {
     let vms = run.get("vms").and_then(Value::as_array);
     let of_vms = |name: &str| -> anyhow::Result<Vec<f64>> {
         let figures = vms.into_iter().flatten().map(|vm| {
-            let figure = vm.get(name).and_then(Value::as_f64);
+            let figure = vm.pointer(name).and_then(Value::as_f64);
             figure.with_context(|| format!("No {name}: {vm}"))
         });
         figures.collect()
     };
     let seconds = run.get("seconds").and_then(Value::as_f64);
     let counters = run.get("counters").context("The demo has no counters")?;
+    let longest =
+        |name: &str| -> anyhow::Result<f64> { Ok(of_vms(name)?.into_iter().fold(0.0, f64::max)) };
     Ok(Outcome {
         arm: arm.name.clone(),
-        ops_per_s: of_vms("ops_per_s")?,
-        cpus: of_vms("cpu_s")?.iter().sum::<f64>() / seconds.context("The run has no length")?,
+        ops_per_s: of_vms("/ops_per_s")?,
+        cpus: of_vms("/cpu_s")?.iter().sum::<f64>() / seconds.context("The run has no length")?,
         vcpus_are: report
             .get("vcpus_are")
             .and_then(Value::as_str)
@@ -172,6 +177,11 @@ fn demo(host: &mut HostVm, arm: &Arm, load: &Load) -> anyhow::Result<Outcome> {
             .get("extension_max_us")
             .and_then(Value::as_u64)
             .unwrap_or_default(),
+        handoff_us: [
+            longest("/handoff_us/p50")?,
+            longest("/handoff_us/p99")?,
+            longest("/handoff_us/p999")?,
+        ],
         share_deviation_percent: run.get("share_deviation_percent").and_then(Value::as_f64),
         counters: counters.clone(),
     })

@@ -163,8 +163,17 @@ pub(crate) struct RunCounters {
     pub(crate) extension_us: u64,
     pub(crate) rotations: u64,
     pub(crate) doorbells: u64,
+    /// Known of the controller `scx` only.
+    #[serde(skip_serializing_if = "is_zero")]
     pub(crate) migrations: u64,
+    #[serde(skip_serializing_if = "is_zero")]
     pub(crate) far_migrations: u64,
+}
+
+// By reference, as serde asks.
+#[allow(clippy::trivially_copy_pass_by_ref)]
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 impl RunCounters {
