@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use ecs_tests::linux::HostVm;
+use ecs_tests::linux::{Host, HostVm};
 use ecs_tests::process::until;
 use ecs_tests::{scx_host, skip, slow};
 use serde_json::Value;
@@ -412,6 +412,26 @@ fn group_s(host: &mut HostVm, group: &str) -> f64 {
         / 1e6
 }
 
+/// Has cyclictest in a host; false where this machine has none.
+fn add_cyclictest(host: &mut Host) -> bool {
+    let program = PathBuf::from("/usr/bin/cyclictest");
+    let is_there = program.exists();
+    if is_there {
+        host.programs.push(program);
+    }
+    is_there
+}
+
+/// How late a thread that wakes up a hundred times a second runs at most, us; `words` are further options
+/// of cyclictest, which says more.
+fn worst_latency_us(host: &mut HostVm, words: &str) -> u64 {
+    let command = format!("cyclictest --policy=other {words} -i 10000 -l 100 -q");
+    let said = host.sh_within(&command, PATIENCE).unwrap();
+    println!("{}", said.trim());
+    let (_, worst_us) = said.rsplit_once("Max:").unwrap();
+    worst_us.trim().parse().unwrap()
+}
+
 /// Seconds since the host booted.
 fn now_s(host: &mut HostVm) -> f64 {
     let text = host.sh("cat /proc/uptime").unwrap();
@@ -424,11 +444,9 @@ fn threads_of_the_host_run_soon_and_get_their_share() {
     let name = "threads_of_the_host_run_soon_and_get_their_share";
     slow!(name);
     let (parts, mut host) = scx_host!(name, "7.3");
-    let cyclictest = PathBuf::from("/usr/bin/cyclictest");
-    if !cyclictest.exists() {
+    if !add_cyclictest(&mut host) {
         skip!(name, "this machine has no cyclictest (rt-tests)");
     }
-    host.programs.push(cyclictest);
     let kernel = parts.kernel("7.3").unwrap();
     HostVm::run(&parts, &kernel, &host, |host| {
         let mut worst_us = Vec::new();
@@ -444,12 +462,8 @@ fn threads_of_the_host_run_soon_and_get_their_share() {
                 (vcpu_ticks(host).len() == 4).then_some(())
             })
             .unwrap();
-            let said = host
-                .sh_within("cyclictest --policy=other -i 10000 -l 100 -q", PATIENCE)
-                .unwrap();
-            println!("{arm}: {}", said.trim());
-            let (_, rest) = said.rsplit_once("Max:").unwrap();
-            worst_us.push(rest.trim().parse::<u64>().unwrap());
+            println!("{arm}:");
+            worst_us.push(worst_latency_us(host, ""));
             let busy =
                 "sh -c 'while :; do :; done' & sleep 2; cut -d' ' -f14,15 /proc/$!/stat; kill $!";
             let ran: u64 = numbers(&host.sh_within(busy, PATIENCE).unwrap())
@@ -476,26 +490,16 @@ fn cpus_of_unequal_load_starve_nobody() {
     let name = "cpus_of_unequal_load_starve_nobody";
     slow!(name);
     let (parts, mut host) = scx_host!(name, "7.3");
-    let cyclictest = PathBuf::from("/usr/bin/cyclictest");
-    if !cyclictest.exists() {
+    if !add_cyclictest(&mut host) {
         skip!(name, "this machine has no cyclictest (rt-tests)");
     }
-    host.programs.push(cyclictest);
     let kernel = parts.kernel("7.3").unwrap();
     HostVm::run(&parts, &kernel, &host, |host| {
         let running = Running::start_on(host, "0", 2);
         // Alone on its CPU but for what the kernel does there.
         let alone = busy(host, "taskset 2");
         host.sh("sleep 6").unwrap();
-        let said = host
-            .sh_within(
-                "cyclictest --policy=other -a 0 -i 10000 -l 100 -q",
-                PATIENCE,
-            )
-            .unwrap();
-        println!("{}", said.trim());
-        let (_, worst_us) = said.rsplit_once("Max:").unwrap();
-        let worst_us: u64 = worst_us.trim().parse().unwrap();
+        let worst_us = worst_latency_us(host, "-a 0");
         // Nor must a VM that begins now where the other thread is.
         let another = busy(host, "taskset 2");
         let (_, cpus) = running.cpus(host, |host| {

@@ -10,6 +10,7 @@ mod cli;
 mod config;
 mod daemon;
 mod demo;
+mod markdown;
 mod simulate;
 
 use std::process::ExitCode;

@@ -42,22 +42,21 @@ impl Hardware {
         let ram = |id: &str, size: usize| {
             format!("-object memory-backend-memfd,id={id},size={size}M,share=on")
         };
-        let mut words = if self.nodes == 1 {
+        let mut words = Vec::new();
+        if self.nodes == 1 {
             let machine = format!("-smp {} -machine q35,memory-backend=ram", self.cpus);
-            vec![machine, ram("ram", self.memory)]
+            words.extend([machine, ram("ram", self.memory)]);
         } else {
-            vec![format!(
-                "-smp {},sockets={} -machine q35",
-                self.cpus, self.nodes
-            )]
-        };
-        let (cpus, size) = (self.cpus / self.nodes, self.memory / self.nodes);
-        for node in (0..self.nodes).filter(|_| self.nodes > 1) {
-            let (first, last) = (node * cpus, node * cpus + cpus - 1);
-            words.push(ram(&format!("ram{node}"), size));
-            words.push(format!(
-                "-numa node,nodeid={node},cpus={first}-{last},memdev=ram{node}"
-            ));
+            let (cpus, nodes) = (self.cpus, self.nodes);
+            words.push(format!("-smp {cpus},sockets={nodes} -machine q35"));
+            for node in 0..nodes {
+                let (first, next) = (node * cpus / nodes, (node + 1) * cpus / nodes);
+                let last = next - 1;
+                words.push(ram(&format!("ram{node}"), self.memory / nodes));
+                words.push(format!(
+                    "-numa node,nodeid={node},cpus={first}-{last},memdev=ram{node}"
+                ));
+            }
         }
         let words = words.iter().flat_map(|words| words.split(' '));
         words.map(str::to_owned).collect()

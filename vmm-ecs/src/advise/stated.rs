@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::AVOIDED;
 use crate::demo::{Machine, median};
+use crate::markdown;
 
 /// The validation that this program states its error from.
 const STATED: &str = include_str!("../../../docs/advice.json");
@@ -14,8 +15,8 @@ const STATED: &str = include_str!("../../../docs/advice.json");
 /// Part of the CPUs' time that the VMs of an undisturbed series have at least.
 const UNDISTURBED: f64 = 0.85;
 
-const BEGIN: &str = "<!-- advice -->\n";
-const END: &str = "<!-- end -->";
+/// Of its block, which needs no name.
+const BEGIN: &str = "<!-- advice";
 
 /// What a validation found.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -254,13 +255,10 @@ pub(super) fn compact(found: &Validation) -> anyhow::Result<String> {
 
 /// The page with the tables in their place.
 pub(super) fn fill(page: &str, found: &Validation) -> anyhow::Result<String> {
-    let (before, rest) = page
-        .split_once(BEGIN)
-        .with_context(|| format!("The page has no {BEGIN:?}"))?;
-    let (_, after) = rest
-        .split_once(END)
-        .with_context(|| format!("The page has no {END:?} after {BEGIN:?}"))?;
-    Ok(format!("{before}{BEGIN}{}{END}{after}", table(found)))
+    if !page.contains(BEGIN) {
+        bail!("The page has no {BEGIN:?}");
+    }
+    markdown::fill(page, BEGIN, |_| Ok(table(found)))
 }
 
 #[cfg(test)]

@@ -1,30 +1,17 @@
 //! Tables in a Markdown page, between `<!-- bench: NAME -->` and `<!-- end -->`, where NAME is that of a
 //! scenario file, or `bars`, `paper`, `limit`, `machine`.
 
-use anyhow::{Context, bail};
+use anyhow::bail;
 
 use super::cell::Found;
 use super::{paper, summary, tables};
+use crate::markdown;
 
 const BEGIN: &str = "<!-- bench: ";
-const END: &str = "<!-- end -->";
 
 /// The page with every block as `found` has it.
 pub(super) fn fill(page: &str, found: &Found) -> anyhow::Result<String> {
-    let mut out = String::new();
-    let mut rest = page;
-    while let Some((before, block)) = rest.split_once(BEGIN) {
-        let (name, body) = block
-            .split_once(" -->")
-            .with_context(|| format!("{BEGIN:?} without a name"))?;
-        let (_, after) = body
-            .split_once(END)
-            .with_context(|| format!("The block {name:?} has no {END:?}"))?;
-        let text = block_of(name, found)?;
-        out += &format!("{before}{BEGIN}{name} -->\n{text}{END}");
-        rest = after;
-    }
-    Ok(out + rest)
+    markdown::fill(page, BEGIN, |name| block_of(name, found))
 }
 
 fn block_of(name: &str, found: &Found) -> anyhow::Result<String> {

@@ -1,7 +1,7 @@
 //! What a VM's cgroup allows it: the fair class keeps to that by itself, the scheduler in the kernel
 //! is told.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use ecs_policy::{WEIGHT_DEFAULT, WEIGHT_RANGE};
 
@@ -25,11 +25,10 @@ pub(super) fn limits(cgroup: Option<&str>) -> Limits {
 }
 
 fn limits_in(root: &Path, cgroup: &str) -> Limits {
-    let read = |dir: &PathBuf, file: &str| std::fs::read_to_string(dir.join(file)).ok();
+    let read = |dir: &Path, file: &str| std::fs::read_to_string(dir.join(file)).ok();
     let own = root.join(cgroup);
     let around = || own.ancestors().take_while(|dir| *dir != root);
-    let weight_of =
-        |dir: &Path| -> Option<u64> { read(&dir.to_owned(), "cpu.weight")?.trim().parse().ok() };
+    let weight_of = |dir: &Path| -> Option<u64> { read(dir, "cpu.weight")?.trim().parse().ok() };
     // The kernel allows 1 to 10 000, at each level.
     let weight = around()
         .filter_map(weight_of)
@@ -42,7 +41,7 @@ fn limits_in(root: &Path, cgroup: &str) -> Limits {
         u64::from(*WEIGHT_RANGE.end()),
     );
     let quota = around()
-        .filter_map(|dir| parse_max(&read(&dir.to_owned(), "cpu.max")?))
+        .filter_map(|dir| parse_max(&read(dir, "cpu.max")?))
         // The least share of a CPU, compared without a division.
         .min_by_key(|(quota, period)| u128::from(*quota) * 1_000_000 / u128::from(*period));
     Limits {
