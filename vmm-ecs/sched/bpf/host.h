@@ -107,6 +107,9 @@ static __u64 place_of(const struct task_struct *p, bool woke)
 	}
 	if (place_ns < floor_ns)
 		place_ns = floor_ns;
+	/* Most do, and their weights need not be looked up. */
+	if (place_ns <= clock_ns)
+		return place_ns;
 	return ecs_min(place_ns, ecs_add(clock_ns, leash_ns(weight_of(p))));
 }
 

@@ -297,7 +297,10 @@ static __always_inline void call_from(__s32 cpu, const struct ecs_cpu *state)
 	scx_bpf_kick_cpu(cpu, SCX_KICK_PREEMPT);
 }
 
-/* Makes a CPU come for work: an idle one, near and of an idle core if there is one (the kernel's choice), or one that runs its vCPU without an end in sight. */
+/*
+ * Makes a CPU come for work: an idle one, near and of an idle core if there is one (the kernel's choice),
+ * or one that runs its vCPU without an end in sight.
+ */
 static void call_for(struct task_struct *p)
 {
 	bool is_idle = false;

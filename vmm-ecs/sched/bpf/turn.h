@@ -33,7 +33,7 @@ static __always_inline void close_books(struct vcpu_ref *ref)
 }
 
 /* Takes over what the daemon wrote about a VM, and a VM that is new in its place. */
-static void adopt(struct vcpu_ref *ref, __u64 clock)
+static void adopt(struct vcpu_ref *ref, __u32 cpu)
 {
 	__u32 epoch = ref->vm_config->epoch, weight = ref->vm_config->weight;
 	__u32 enabled = ref->vm_config->enabled;
@@ -46,6 +46,8 @@ static void adopt(struct vcpu_ref *ref, __u64 clock)
 	    vm->vm.enabled == enabled)
 		return;
 	if (vm->epoch != epoch) {
+		__u64 clock = clock_of(cpu);
+
 		seq = open_books(ref);
 		vm->vm.counters = (struct ecs_counters){ 0 };
 		ecs_ledger_new(&vm->vm.ledger, weight, clock);
@@ -82,14 +84,15 @@ static void adopt(struct vcpu_ref *ref, __u64 clock)
 /* A vCPU has work, perhaps the first of its VM for long: time a VM did not use is no credit. */
 static void wake(struct vcpu_ref *ref, __u32 cpu)
 {
-	__u64 slack_ns = setup.params.slice_ns, clock = clock_of(cpu), seq;
+	__u64 slack_ns = setup.params.slice_ns, clock, seq;
 
-	adopt(ref, clock);
+	adopt(ref, cpu);
 	if (ref->vcpu->runnable)
 		return;
 	ref->vcpu->runnable = 1;
 	if (__sync_fetch_and_add(&ref->vm->nr_runnable, 1))
 		return;
+	clock = clock_of(cpu);
 	seq = open_books(ref);
 	ecs_ledger_wake(&ref->vm->vm.ledger, clock, slack_ns);
 	close_books(ref);
