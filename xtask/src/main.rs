@@ -41,6 +41,7 @@ Commands:
   stacks     Fetch kernels and QEMU for the tests of Linux guests into a cache
              --headers       headers of kernels the driver is only compiled with
              --debug-kernel  builds a guest kernel that looks on: KASAN, lockdep, kmemleak, KUnit
+             --cores-kernel  builds a host kernel with core scheduling
   check      Formatting, lints and documentation
   test       check, then every test
   bench      Every benchmark scenario, into target/bench.json and target/bench.html; options and names
@@ -55,7 +56,8 @@ fn main() -> anyhow::Result<ExitCode> {
         ["setup"] => return Ok(exit_code(script("xtask/setup.sh")?)),
         ["stacks"] => return Ok(exit_code(script(STACKS)?)),
         ["stacks", "--headers"] => return Ok(exit_code(script(HEADERS)?)),
-        ["stacks", "--debug-kernel"] => return Ok(exit_code(script(DEBUG_KERNEL)?)),
+        ["stacks", "--debug-kernel"] => return Ok(exit_code(own_kernel("debug")?)),
+        ["stacks", "--cores-kernel"] => return Ok(exit_code(own_kernel("cores")?)),
         ["check"] => check::run()?,
         ["bench", options @ ..] => return bench(options),
         ["test"] => everything(test::Extent::Usual)?,
@@ -92,8 +94,8 @@ fn bench(options: &[&str]) -> anyhow::Result<ExitCode> {
 const STACKS: &str = "tests/stacks/setup.sh";
 /// Fetches headers of more kernels.
 const HEADERS: &str = "tests/stacks/headers.sh";
-/// Builds a kernel with debug options.
-const DEBUG_KERNEL: &str = "tests/stacks/debug-kernel.sh";
+/// Builds kernels that Debian has not.
+const OWN_KERNEL: &str = "tests/stacks/own-kernel.sh";
 
 /// Checks and tests.
 fn everything(extent: test::Extent) -> anyhow::Result<Tally> {
@@ -102,15 +104,25 @@ fn everything(extent: test::Extent) -> anyhow::Result<Tally> {
     script(STACKS)?;
     if extent == test::Extent::Full {
         script(HEADERS)?;
-        script(DEBUG_KERNEL)?;
+        own_kernel("debug")?;
+        own_kernel("cores")?;
     }
     Ok(checked.and(test::run(extent)?))
 }
 
+fn own_kernel(name: &str) -> anyhow::Result<bool> {
+    script_with(OWN_KERNEL, &[name])
+}
+
 /// Runs a shell script of the tree; whether it succeeded.
 fn script(path: &str) -> anyhow::Result<bool> {
+    script_with(path, &[])
+}
+
+fn script_with(path: &str, arguments: &[&str]) -> anyhow::Result<bool> {
     let status = Command::new("sh")
         .arg(path)
+        .args(arguments)
         .current_dir(root())
         .status()
         .with_context(|| format!("Cannot run sh {path}"))?;

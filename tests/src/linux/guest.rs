@@ -96,6 +96,7 @@ impl Guest {
         ]);
         let hardware = Hardware {
             cpus: machine.cpus,
+            threads: 1,
             nodes: 1,
             memory: machine.memory,
             append: machine.append.clone(),

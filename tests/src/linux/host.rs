@@ -13,6 +13,8 @@ use super::{Initramfs, Kernel, Parts, Shell, on_emulator};
 pub struct Host {
     /// CPUs. Each is a thread here.
     pub cpus: usize,
+    /// CPUs of each core.
+    pub threads: usize,
     /// NUMA nodes, each with its part of CPUs and memory.
     pub nodes: usize,
     /// Memory, MiB.
@@ -32,6 +34,7 @@ impl Default for Host {
     fn default() -> Self {
         Self {
             cpus: 2,
+            threads: 1,
             nodes: 1,
             memory: 1024,
             append: String::new(),
@@ -63,7 +66,14 @@ impl HostVm {
             files.add(file, path)?;
         }
         // KVM inside: the emulator has AMD's virtualization, and does well with nested paging only.
-        files.add_module(kernel, "kvm-amd")?;
+        if kernel.has_modules() {
+            files.add_module(kernel, "kvm-amd")?;
+        }
+        let mut append = host.append.clone();
+        if host.threads > 1 {
+            // The emulator tells how its CPUs share cores, but not that it does.
+            append.push_str(" setcpuid=topoext");
+        }
         let accelerator = if host.count_instructions {
             "-accel tcg,thread=single,tb-size=512 -icount shift=3,sleep=off"
         } else {
@@ -72,9 +82,10 @@ impl HostVm {
         let arguments = accelerator.split(' ').chain(["-cpu", "qemu64,+svm,+npt"]);
         let hardware = Hardware {
             cpus: host.cpus,
+            threads: host.threads,
             nodes: host.nodes,
             memory: host.memory,
-            append: host.append.clone(),
+            append,
             arguments: arguments.map(str::to_owned).collect(),
             patience: 1,
         };

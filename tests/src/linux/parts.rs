@@ -73,6 +73,18 @@ impl Parts {
         })
     }
 
+    /// The host kernel with core scheduling.
+    ///
+    /// # Errors
+    /// Why a test must be skipped: it was not built.
+    pub fn cores_kernel(&self) -> Result<Kernel, String> {
+        self.kernel("cores").map_err(|_| {
+            "no kernel with core scheduling; cargo xtask stacks --cores-kernel builds it, in a \
+             quarter of an hour"
+                .to_owned()
+        })
+    }
+
     /// Kernels of which only headers are there: 6.1, PREEMPT_RT, arm64.
     ///
     /// # Errors
@@ -194,6 +206,12 @@ impl Kernel {
     pub fn config(&self) -> PathBuf {
         let headers = format!("usr/src/linux-headers-{}", self.version);
         self.root().join(headers).join(".config")
+    }
+
+    /// Whether it comes with modules. Those that are built here have all that hosts need built in.
+    #[must_use]
+    pub fn has_modules(&self) -> bool {
+        self.dir.join("kernel").exists()
     }
 
     /// File of a module that comes with the kernel, as Debian packs it.

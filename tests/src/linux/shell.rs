@@ -24,6 +24,8 @@ const PATIENCE: Duration = Duration::from_secs(90);
 pub(super) struct Hardware {
     /// CPUs.
     pub(super) cpus: usize,
+    /// CPUs of each core.
+    pub(super) threads: usize,
     /// NUMA nodes, each with a socket and its part of CPUs and memory.
     pub(super) nodes: usize,
     /// Memory, MiB.
@@ -42,13 +44,13 @@ impl Hardware {
         let ram = |id: &str, size: usize| {
             format!("-object memory-backend-memfd,id={id},size={size}M,share=on")
         };
-        let mut words = Vec::new();
-        if self.nodes == 1 {
-            let machine = format!("-smp {} -machine q35,memory-backend=ram", self.cpus);
-            words.extend([machine, ram("ram", self.memory)]);
+        let (cpus, nodes) = (self.cpus, self.nodes);
+        let places = format!("-smp {cpus},sockets={nodes},threads={}", self.threads);
+        let mut words = vec![places, "-machine".to_owned()];
+        if nodes == 1 {
+            words.extend(["q35,memory-backend=ram".to_owned(), ram("ram", self.memory)]);
         } else {
-            let (cpus, nodes) = (self.cpus, self.nodes);
-            words.push(format!("-smp {cpus},sockets={nodes} -machine q35"));
+            words.push("q35".to_owned());
             for node in 0..nodes {
                 let (first, next) = (node * cpus / nodes, (node + 1) * cpus / nodes);
                 let last = next - 1;
