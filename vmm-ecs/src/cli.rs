@@ -124,6 +124,9 @@ struct DemoArgs {
     /// VMs (by index, from 0) that pin their counts for ever.
     #[arg(long, value_delimiter = ',')]
     pinning: Vec<usize>,
+    /// No two VMs are on the CPUs of one core at once, as Cloud Hypervisor has it by default.
+    #[arg(long)]
+    core_scheduling: bool,
     /// CPUs to use, e.g. 0-1; those this process may use when absent.
     #[arg(long)]
     pcpus: Option<String>,
@@ -267,6 +270,7 @@ fn run_demo(args: DemoArgs) -> anyhow::Result<ExitCode> {
             weights: args.weights,
             unhinted: args.unhinted,
             pinning: args.pinning,
+            core_scheduling: args.core_scheduling,
         },
         // Only eCS is compared with it.
         alone: arms.contains(&Arm::Ecs),

@@ -198,6 +198,10 @@ pub struct VmConfig {
     /// vCPU `i` runs on `cpus[i % len]` only.
     #[serde(default)]
     pub pin: bool,
+    /// Threads of other processes are never on the CPUs of its cores meanwhile: the process has a
+    /// cookie of its own, as a VM of Cloud Hypervisor has by default (used by [`crate::run`]).
+    #[serde(default)]
+    pub core_scheduling: bool,
     /// Whether the locks tell the host what they do.
     #[serde(default = "yes")]
     pub annotate: bool,
@@ -244,6 +248,7 @@ impl VmConfig {
             duration_ms: 1_000,
             cpus: Vec::new(),
             pin: false,
+            core_scheduling: false,
             annotate: true,
             waiters: Waiters::default(),
             guest: Guest::Honest,

@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use crate::config::{Gate, VmConfig};
 use crate::report::{KindUsed, VmReport};
+use crate::sys;
 use crate::vm::{Vm, VmError};
 
 /// How often to look whether the guest has failed.
@@ -43,6 +44,9 @@ pub fn run(config: VmConfig) -> Result<VmReport, VmError> {
     let period = Duration::from_millis(config.report_ms);
     let device_wait = Duration::from_millis(config.device_wait_ms);
     let has_device = config.socket.is_some();
+    if config.core_scheduling {
+        sys::take_cores().map_err(VmError::CoreScheduling)?;
+    }
     let mut vm = Vm::new(config)?;
     let registered = vm.wait_for_device(device_wait) && has_device;
     print(&Ready {

@@ -17,6 +17,24 @@ fn check(result: libc::c_int) -> io::Result<libc::c_int> {
     }
 }
 
+/// Gives the threads of this process, and those they start, a core scheduling cookie of their own.
+pub(crate) fn take_cores() -> io::Result<()> {
+    /// `PIDTYPE_TGID`: all threads of a process.
+    const PROCESS: libc::c_ulong = 1;
+    let (this, unused): (libc::c_ulong, libc::c_ulong) = (0, 0);
+    // SAFETY: no pointer is passed.
+    check(unsafe {
+        libc::prctl(
+            libc::PR_SCHED_CORE,
+            libc::PR_SCHED_CORE_CREATE,
+            this,
+            PROCESS,
+            unused,
+        )
+    })?;
+    Ok(())
+}
+
 /// A mapping of this process, unmapped when dropped.
 #[derive(Debug)]
 pub(crate) struct Mapping {

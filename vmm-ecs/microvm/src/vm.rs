@@ -46,6 +46,11 @@ pub enum VmError {
         #[source]
         source: io::Error,
     },
+    /// The kernel gives no cookie.
+    #[error(
+        "Cannot keep the VM's cores to itself: the kernel needs CONFIG_SCHED_CORE, and CPUs that share cores"
+    )]
+    CoreScheduling(#[source] io::Error),
     /// A vCPU does not stop.
     #[error("vCPU {0} did not stop within {STOP_TIME:?}")]
     Stuck(usize),

@@ -42,7 +42,7 @@ __noinline int place_among_answers(__u32 index, const struct ecs_snapshot *own _
 
 		if (!vcpu || base + i == index)
 			continue;
-		read_snapshot(base + i, NULL, NULL, &other);
+		read_snapshot(base + i, NULL, NULL, true, &other);
 		if (other.wait >= ECS_WAIT_PENDING && other.lock == own->lock)
 			found |= ANSWERS_LOCK;
 		if (own->holder == (__u32)i + 1) {
@@ -71,7 +71,7 @@ __noinline int note_answers(__u32 index)
 	struct ecs_vm_state *vm = vm_at(index / ECS_MAX_VCPUS);
 	struct ecs_snapshot again;
 
-	read_snapshot(index, NULL, NULL, &again);
+	read_snapshot(index, NULL, NULL, true, &again);
 	if (vm && again.wait == ECS_WAIT_PENDING && again.holder)
 		vm->answers = ANSWERS_TURNS;
 	return 0;

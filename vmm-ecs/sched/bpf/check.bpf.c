@@ -124,7 +124,7 @@ int check_read(void *ctx)
 		if (!read)
 			break;
 		read->error = read_snapshot(i, own ? thread->line : NULL, own ? thread->word : NULL,
-					    &snap);
+					    true, &snap);
 		read->snap = snap;
 	}
 	return 0;
@@ -158,7 +158,7 @@ COST(cost_nothing, result += i)
 COST(cost_read, ({
 	struct ecs_snapshot snap;
 
-	result += read_snapshot(0, NULL, NULL, &snap);
+	result += read_snapshot(0, NULL, NULL, true, &snap);
 	result += snap.wait;
 }))
 
@@ -166,7 +166,7 @@ COST(cost_read, ({
 COST(cost_queue, ({
 	struct ecs_snapshot snap;
 
-	result += read_snapshot(0, NULL, NULL, &snap);
+	result += read_snapshot(0, NULL, NULL, true, &snap);
 	result += queue_place(0, &snap);
 }))
 
@@ -180,7 +180,7 @@ COST(cost_pinned, ({
 	struct ecs_snapshot snap;
 
 	if (thread) {
-		result += read_snapshot(0, thread->line, thread->word, &snap);
+		result += read_snapshot(0, thread->line, thread->word, true, &snap);
 		result += snap.non_preemptable;
 	}
 }))
@@ -195,7 +195,7 @@ static __u64 whole_look(__u64 ran_ns)
 
 	if (!vcpu_of(&ref, bpf_get_current_task_btf()))
 		return 0;
-	look_at(&ref, &in.snap);
+	look_at(&ref, true, &in.snap);
 	in.queue = queue_place(ref.index, &in.snap);
 	in.ran_ns = ran_ns + (now_ns & 1);
 	decide(ref.index, ref.vcpu, &in, &decision);

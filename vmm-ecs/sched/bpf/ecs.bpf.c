@@ -9,75 +9,29 @@
  * on the CPU; never in running, where the address space is another one's.
  *
  *   maps.h    state, and how it is found       queues.h  who waits, who comes next
- *   host.h    threads that are no vCPUs
+ *   host.h    threads that are no vCPUs        core.h    CPUs that are one core
+ *   cgroups.h weights and limits of cgroups    limited.h threads that wait for theirs
  *   guest.h   what a guest publishes           turn.h    a vCPU's turn, and its books
- *   hints.h   what leaves: hints, histograms   ecs_policy.h, shared.h: shared with the daemon
+ *   hints.h   what leaves: hints, histograms   looks.h   whether a vCPU stays on its CPU
+ *   ecs_policy.h, shared.h: shared with the daemon
  */
+#include "core.h"
+#include "limited.h"
+#include "looks.h"
 #include "queues.h"
 
 char _license[] SEC("license") = "GPL";
-
-static void set_endless(struct ecs_cpu *cpu, bool endless)
-{
-	if (cpu->endless == endless)
-		return;
-	cpu->endless = endless;
-	__sync_fetch_and_add(&nr_endless, endless ? 1 : -1);
-}
-
-/* The vCPU runs on until the next look; `for_ns` of it at most. */
-static void let_run(struct task_struct *p, struct ecs_cpu *cpu, bool watched, __u64 for_ns,
-		    __u64 now_ns)
-{
-	cpu->end_ns = now_ns + for_ns;
-	cpu->ends_with_section = watched;
-	set_endless(cpu, false);
-	/* The timer ends it; the tick, which is coarser, only where the timer fails. */
-	scx_bpf_task_set_slice(p, for_ns);
-	bpf_timer_start(&cpu->timer, ecs_min(for_ns, cpu->look_ns), TIMER_CPU_PIN);
-}
-
-/* Nobody waits: it runs until somebody does, unwatched. */
-static void let_run_on(struct task_struct *p, struct ecs_cpu *cpu)
-{
-	cpu->end_ns = 0;
-	cpu->ends_with_section = false;
-	/* A timer that is still set finds nothing to do. */
-	scx_bpf_task_set_slice(p, SCX_SLICE_INF);
-	set_endless(cpu, true);
-}
-
-/*
- * Whether spinners without hope leave their CPUs: not where their VM is so far behind the one before it
- * that its vCPUs are about to run all at once (docs/adr/0010-together.md).
- */
-static bool steps_aside(const struct vcpu_ref *ref, const struct ecs_cpu *state)
-{
-	__u64 together_ns = ecs_mul(TOGETHER_SLICES, setup.params.slice_ns);
-
-	return setup.step_aside && ecs_add(ref->vm->vm.ledger.vtime_ns, together_ns) >= state->before_ns;
-}
-
-static void look_and_place(struct vcpu_ref *ref, const struct ecs_cpu *state, struct ecs_input *in)
-{
-	look_at(ref, &in->snap);
-	in->queue = state->gives ? ECS_QUEUE_HOPELESS : queue_place(ref->index, &in->snap);
-	if (in->queue == ECS_QUEUE_HOPELESS && !steps_aside(ref, state))
-		in->queue = ECS_QUEUE_UNKNOWN;
-	ref->vcpu->rank = in->queue == ECS_QUEUE_HOPELESS ? ECS_RANK_HOPELESS :
-			  ecs_holds(&in->snap) || in->queue == ECS_QUEUE_HEAD ? ECS_RANK_HEAD :
-			  ECS_RANK_READY;
-}
 
 SEC("struct_ops/ecs_select_cpu")
 __s32 BPF_PROG(ecs_select_cpu, struct task_struct *p, __s32 prev_cpu, __u64 wake_flags)
 {
 	bool is_idle = false;
 	__s32 cpu = scx_bpf_select_cpu_dfl(p, prev_cpu, wake_flags, &is_idle);
-	struct vcpu_ref ref;
 
-	/* A VM at its limit goes the long way: dispatch knows when it may run again. */
-	if (is_idle && (!vcpu_of(&ref, p) || !ref.vm_config->quota_ns))
+	/* What has a limit, or would have to wait for the core, goes the long way: dispatch knows when and
+	 * where it may run.
+	 */
+	if (is_idle && !is_limited(cgroup_of(p)) && fits(p, cpu))
 		scx_bpf_dsq_insert(p, SCX_DSQ_LOCAL, HOST_SLICE_NS, 0);
 	return cpu;
 }
@@ -111,24 +65,6 @@ static void enqueue_vcpu(struct task_struct *p, struct vcpu_ref *ref, __u64 enq_
 	scx_bpf_dsq_insert_vtime(p, DSQ_VM + ref->vm_index, slice_ns, key, enq_flags);
 }
 
-/* Who woke takes the CPU from a vCPU that is far enough ahead of it, by way of dispatch. */
-static void press(struct task_struct *p, __u64 vtime_ns)
-{
-	__s32 cpu = scx_bpf_task_cpu(p);
-	struct ecs_cpu *state = cpu_state(cpu);
-	struct vcpu_ref ref;
-
-	if (state && find_vcpu(&ref, state->vcpu) &&
-	    ecs_is_urgent(vtime_ns, ref.vm->vm.ledger.vtime_ns))
-		scx_bpf_kick_cpu(cpu, SCX_KICK_PREEMPT);
-}
-
-/* Whether the thread may not leave its CPU now. A program that runs counts on its own thread, too. */
-static bool must_stay(struct task_struct *p)
-{
-	return p->migration_disabled > (p == bpf_get_current_task_btf());
-}
-
 SEC("struct_ops/ecs_enqueue")
 void BPF_PROG(ecs_enqueue, struct task_struct *p, __u64 enq_flags)
 {
@@ -142,25 +78,18 @@ void BPF_PROG(ecs_enqueue, struct task_struct *p, __u64 enq_flags)
 		/* A VM that woke far behind need not wait for the end of a slice either. */
 		vtime_ns = ecs_add(ref.vm->vm.ledger.vtime_ns, setup.params.slice_ns / 2);
 	} else {
-		bool pinned = p->nr_cpus_allowed == 1 || must_stay(p);
+		__u64 now_ns = bpf_ktime_get_ns(), until_ns = limited_until(cgroup_of(p), now_ns);
 
-		vtime_ns = place_of(p, enq_flags & SCX_ENQ_WAKEUP);
-		scx_bpf_dsq_insert_vtime(p, pinned ? DSQ_PINNED + (__u32)scx_bpf_task_cpu(p) : DSQ_HOST,
-					 HOST_SLICE_NS, vtime_ns, enq_flags);
+		if (until_ns && !must_stay(p)) {
+			wait_for_limit(p, until_ns, now_ns, enq_flags);
+			return;
+		}
+		vtime_ns = place_of(p, p->scx.dsq_vtime, enq_flags & SCX_ENQ_WAKEUP);
+		scx_bpf_dsq_insert_vtime(p, queue_of(p), HOST_SLICE_NS, vtime_ns, enq_flags);
 	}
 	if (enq_flags & SCX_ENQ_WAKEUP)
 		press(p, vtime_ns);
 	call_for(p);
-}
-
-/* What a guest is asked for: to leave its section as it ends, and not to spin for what stands still. */
-static __u8 wanted_of(const struct ecs_vm_state *vm, bool watched)
-{
-	__u8 wanted = watched ? VIRTIO_ECS_YIELD_RELEASE : 0;
-
-	if (setup.params.queue_rules && vm->stuck && !vm->answers)
-		wanted |= VIRTIO_ECS_YIELD_RELEASE | VIRTIO_ECS_YIELD_HOPELESS;
-	return wanted;
 }
 
 /* Whether somebody waits whom this VM, in virtual time, must not let wait. */
@@ -191,7 +120,7 @@ static __noinline bool runs_on(struct task_struct *p, __u32 cpu, __u32 *first, _
 	struct waiting w;
 	__u64 now_ns = bpf_ktime_get_ns(), until_ns;
 	__u32 section;
-	bool alone, extended, rung;
+	bool alone, extended, rung, wanted;
 
 	if (!p || !state || !vcpu_of(&ref, p))
 		return false;
@@ -200,16 +129,18 @@ static __noinline bool runs_on(struct task_struct *p, __u32 cpu, __u32 *first, _
 	state->rung = false;
 	if (!ref.vcpu->in_turn)
 		return false;
-	book(&ref, ecs_sub(now_ns, ref.vcpu->since_ns), now_ns);
-	until_ns = throttled_until(ref.vm_config, ref.vm, now_ns);
+	book(&ref, p, ecs_sub(now_ns, ref.vcpu->since_ns), now_ns);
+	until_ns = throttled_until(ref.vm, p, now_ns);
 	in.ran_ns = ref.vcpu->turn_ran_ns;
 	look_around(&w, cpu, NULL, ref.vm_index, now_ns);
-	alone = nobody(&w) && !until_ns;
+	wanted = core_is_wanted(cpu);
+	alone = nobody(&w) && !until_ns && !wanted;
 	/* What a vCPU does that nobody wants to take the CPU from is nobody's business. */
 	if (!alone)
-		look_and_place(&ref, state, &in);
+		look_and_place(p, &ref, state, &in);
 	state->gives = false;
 	weigh(&in, &w, ref.vm, until_ns);
+	in.others |= wanted;
 	rein_where_due(cpu, &w, ref.vm->vm.ledger.vtime_ns);
 	if (state->lost_dsq)
 		in.urgent = in.others = true;
@@ -242,7 +173,7 @@ static __noinline bool runs_on(struct task_struct *p, __u32 cpu, __u32 *first, _
 			count_critical(&ref, ECS_CAUSE_DENIED, section, now_ns);
 		else if (decision.leave == ECS_LEAVE_EXPIRED)
 			count_critical(&ref, ECS_CAUSE_EXPIRED, section, now_ns);
-		if (ref.vm->lock_bound)
+		if (ref.vm->lock_bound && p == bpf_get_current_task_btf())
 			survey(ref.index, &in.snap, true);
 		/* To the sibling it waits for, or makes way for, if that one can run here; not for ever,
 		 * or two vCPUs that make way for each other would keep the CPU.
@@ -259,7 +190,7 @@ static __noinline bool runs_on(struct task_struct *p, __u32 cpu, __u32 *first, _
 		let_run_on(p, state);
 		return true;
 	}
-	if (ref.vm->lock_bound)
+	if (ref.vm->lock_bound && p == bpf_get_current_task_btf())
 		survey(ref.index, &in.snap, false);
 	ask(&ref, wanted_of(ref.vm, extended || in.urgent));
 	if (extended || in.urgent)
@@ -275,23 +206,31 @@ void BPF_PROG(ecs_dispatch, __s32 cpu, struct task_struct *prev)
 	__u64 now_ns = bpf_ktime_get_ns();
 	struct ecs_cpu *state = cpu_state(cpu);
 	struct waiting w = { .vm = NO_VM };
-	bool goes_on = prev && prev->scx.flags & SCX_TASK_QUEUED;
+	bool goes_on = prev && prev->scx.flags & SCX_TASK_QUEUED, is_vcpu;
 	struct vcpu_ref ref;
+	__u64 until_ns;
 
 	if (!state)
 		return;
 	if (goes_on && runs_on(prev, cpu, &first, &here))
 		return;
+	is_vcpu = goes_on && vcpu_of(&ref, prev);
+	if (goes_on && !is_vcpu)
+		book_host(prev, cpu, state, now_ns);
 	if (run_next(cpu, first, here, goes_on, &w, now_ns))
 		return;
+	/* A vCPU at its limit waits among the others of its VM, a thread of the host apart. */
+	until_ns = goes_on ? limited_until(cgroup_of(prev), now_ns) : 0;
+	if (is_vcpu && until_ns && (!w.refill_ns || until_ns < w.refill_ns))
+		w.refill_ns = until_ns;
 	if (w.refill_ns > now_ns)
 		bpf_timer_start(&state->timer, w.refill_ns - now_ns, TIMER_CPU_PIN);
-	/* Nobody could take the CPU after all. */
-	if (!goes_on)
+	/* Nobody could take the CPU after all. Somebody may be there already, and wait for the core. */
+	if (!goes_on || until_ns || (is_vcpu && core_is_wanted(cpu)))
 		return;
-	if (!vcpu_of(&ref, prev)) {
+	if (!is_vcpu) {
 		scx_bpf_task_set_slice(prev, HOST_SLICE_NS);
-	} else if (!throttled_until(ref.vm_config, ref.vm, now_ns)) {
+	} else {
 		begin_turn(ref.index, cpu);
 		tell_preempted(&ref, false);
 		let_run(prev, state, false, ecs_turn_left(&ref.vcpu->turn), now_ns);
@@ -311,7 +250,7 @@ void BPF_PROG(ecs_tick, struct task_struct *p)
 		return;
 	if (state->endless) {
 		look_around(&w, cpu, NULL, NO_VM, now_ns);
-		if (!nobody(&w))
+		if (!nobody(&w) || core_is_wanted(cpu))
 			scx_bpf_task_set_slice(p, 0);
 	} else if (now_ns > state->end_ns) {
 		scx_bpf_task_set_slice(p, 0);
@@ -321,7 +260,7 @@ void BPF_PROG(ecs_tick, struct task_struct *p)
 SEC("struct_ops/ecs_running")
 void BPF_PROG(ecs_running, struct task_struct *p)
 {
-	__u32 cpu = bpf_get_smp_processor_id();
+	__u32 cpu = scx_bpf_task_cpu(p);	/* not this one, where something about the thread changes */
 	struct ecs_cpu *state = cpu_state(cpu);
 	__u64 now_ns = bpf_ktime_get_ns(), left_ns;
 	struct vcpu_ref ref;
@@ -332,6 +271,7 @@ void BPF_PROG(ecs_running, struct task_struct *p)
 		return;
 	state->vcpu = 0;
 	state->since_ns = now_ns;
+	occupy(state, cpu, p);
 	if (!vcpu_of(&ref, p)) {
 		if (state->reined_ns && p->scx.dsq_vtime > state->reined_ns)
 			scx_bpf_task_set_dsq_vtime(p, state->reined_ns);
@@ -357,7 +297,8 @@ void BPF_PROG(ecs_running, struct task_struct *p)
 		state->rung = false;
 	state->tid = p->pid;
 	look_around(&w, cpu, NULL, ref.vm_index, now_ns);
-	alone = nobody(&w) && !ref.vm_config->quota_ns;
+	ref.vm->limited = is_limited(cgroup_of(p));
+	alone = nobody(&w) && !ref.vm->limited && !core_is_wanted(cpu);
 	tell_overloaded(&ref, !alone);
 	if (alone) {
 		let_run_on(p, state);
@@ -381,13 +322,13 @@ static void book_stint(struct vcpu_ref *ref, struct task_struct *p, __u64 now_ns
 
 	ran_ns = base_ns ? ecs_sub(p->se.sum_exec_runtime, base_ns + ref->vcpu->state.cpu_ns) :
 			   ecs_sub(now_ns, ref->vcpu->since_ns);
-	book(ref, ran_ns, now_ns);
+	book(ref, p, ran_ns, now_ns);
 }
 
 SEC("struct_ops/ecs_stopping")
 void BPF_PROG(ecs_stopping, struct task_struct *p, bool runnable)
 {
-	__u32 cpu = bpf_get_smp_processor_id();
+	__u32 cpu = scx_bpf_task_cpu(p);
 	struct ecs_cpu *state = cpu_state(cpu);
 	__u64 now_ns = bpf_ktime_get_ns();
 	struct ecs_input in = { 0 };
@@ -396,12 +337,9 @@ void BPF_PROG(ecs_stopping, struct task_struct *p, bool runnable)
 
 	if (!state)
 		return;
-	/* What ran when this scheduler came has no beginning: that is no time since the machine's start,
-	 * which would set all other threads of the host back behind every VM.
-	 */
+	state->occupied = false;
 	if (!vcpu_of(&ref, p)) {
-		if (state->since_ns)
-			charge_host(p, cpu, ecs_sub(now_ns, state->since_ns));
+		book_host(p, cpu, state, now_ns);
 		state->since_ns = 0;
 		return;
 	}
@@ -414,7 +352,7 @@ void BPF_PROG(ecs_stopping, struct task_struct *p, bool runnable)
 		if (runnable && ref.vcpu->in_turn) {
 			/* Not by our word: something above this class. The turn goes on later. */
 			count_preemption(&ref);
-			look_and_place(&ref, state, &in);
+			look_and_place(p, &ref, state, &in);
 			section = ecs_section_of(policy(), &in.snap, in.queue);
 			if (section != ECS_SECTION_NONE)
 				count_critical(&ref, ECS_CAUSE_HOST, section, now_ns);
@@ -472,26 +410,11 @@ bool BPF_PROG(ecs_yield, struct task_struct *from, struct task_struct *to)
 	return true;
 }
 
-/* Whether the vCPU here has a reason to stay, found out without a word to the policy. */
-static bool stays(struct task_struct *current, struct ecs_cpu *state, __u64 now_ns)
+/* Which of two threads of a core's CPUs comes first. */
+SEC("struct_ops/ecs_core_sched_before")
+bool BPF_PROG(ecs_core_sched_before, struct task_struct *a, struct task_struct *b)
 {
-	struct ecs_snapshot snap;
-	struct vcpu_ref ref;
-	__u32 place;
-
-	if (now_ns >= state->end_ns || !vcpu_of(&ref, current))
-		return false;
-	look_at(&ref, &snap);
-	place = queue_place(ref.index, &snap);
-	survey(ref.index, &snap, false);
-	ask(&ref, wanted_of(ref.vm, state->ends_with_section));
-	/* An extension is watched all the time, a slice less and less. */
-	if (!state->ends_with_section && (!ref.vm->stuck || ref.vm->answers))
-		state->look_ns = ecs_mul(state->look_ns, 2);
-	if (place == ECS_QUEUE_HOPELESS && setup.params.queue_rules && steps_aside(&ref, state))
-		return false;
-	return !state->ends_with_section ||
-	       ecs_section_of(policy(), &snap, place) != ECS_SECTION_NONE;
+	return standing_ns(a) < standing_ns(b);
 }
 
 /*
@@ -516,27 +439,6 @@ int BPF_PROG(ecs_doorbell)
 		stats->doorbells++;
 	state->rung = true;
 	bpf_timer_start(&state->timer, 0, TIMER_CPU_PIN);
-	return 0;
-}
-
-/* The end of a slice or of an extension, a look in between, or the end of a VM's limit. */
-static int timer_fired(void *map, __u32 *cpu, struct ecs_cpu *state)
-{
-	__u64 now_ns = bpf_ktime_get_ns();
-	struct task_struct *current = bpf_get_current_task_btf();
-
-	if (!state->vcpu) {
-		scx_bpf_kick_cpu(*cpu, SCX_KICK_IDLE);
-		return 0;
-	}
-	if (state->endless)
-		return 0;
-	if (state->rung || (__u32)current->pid != state->tid || !stays(current, state, now_ns)) {
-		scx_bpf_kick_cpu(*cpu, SCX_KICK_PREEMPT);
-		return 0;
-	}
-	bpf_timer_start(&state->timer, ecs_min(state->end_ns - now_ns, state->look_ns),
-			TIMER_CPU_PIN);
 	return 0;
 }
 
@@ -584,8 +486,19 @@ SEC("struct_ops.s/ecs_init")
 __s32 BPF_PROG(ecs_init)
 {
 	__s32 error = scx_bpf_create_dsq(DSQ_HOST, -1);
+	struct ecs_refill *refill;
+	__u32 key = 0;
 	int i;
 
+	refill = bpf_map_lookup_elem(&refills, &key);
+	if (!refill)
+		return -22;
+	if (!error)
+		error = scx_bpf_create_dsq(DSQ_LIMITED, -1);
+	if (!error)
+		error = bpf_timer_init(&refill->timer, &refills, CLOCK_MONOTONIC);
+	if (!error)
+		error = bpf_timer_set_callback(&refill->timer, limits_refilled);
 	bpf_for(i, 0, ECS_MAX_VMS)
 		if (!error)
 			error = scx_bpf_create_dsq(DSQ_VM + i, -1);
@@ -624,6 +537,7 @@ struct sched_ext_ops ecs_ops = {
 	.stopping = (void *)ecs_stopping,
 	.quiescent = (void *)ecs_quiescent,
 	.yield = (void *)ecs_yield,
+	.core_sched_before = (void *)ecs_core_sched_before,
 	.cpu_online = (void *)ecs_cpu_online,
 	.cpu_offline = (void *)ecs_cpu_offline,
 	.init_task = (void *)ecs_init_task,

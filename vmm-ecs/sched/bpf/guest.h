@@ -48,7 +48,7 @@ static bool word_in_section(__u32 word, __u32 format, bool waits)
 }
 
 __noinline int read_wait(__u32 vm_index, const struct virtio_ecs_guest_line *line __arg_nonnull,
-			 struct ecs_snapshot *snap __arg_nonnull)
+			 bool at_hand, struct ecs_snapshot *snap __arg_nonnull)
 {
 	__u64 now = 0, addr = line->wait_addr;
 	__u32 width = line->wait_width;
@@ -70,7 +70,7 @@ __noinline int read_wait(__u32 vm_index, const struct virtio_ecs_guest_line *lin
 		return -1;
 	snap->holder = line->wait_holder;
 	snap->wait = ECS_WAIT_UNKNOWN;
-	if (!line->wait_mask)
+	if (!line->wait_mask || !at_hand)
 		return 0;
 	if ((width != VIRTIO_ECS_WIDTH_32 && width != VIRTIO_ECS_WIDTH_64) || addr & (width - 1))
 		return -1;
@@ -98,10 +98,11 @@ __noinline int read_wait(__u32 vm_index, const struct virtio_ecs_guest_line *lin
 
 /*
  * What makes no sense is "not in a section", and an error. `pinned_line` and `pinned_word` are the
- * vCPU's own where its thread is at hand: a call to copy either costs more than all the rest.
+ * vCPU's own where its thread is known: a call to copy either costs more than all the rest. `at_hand` tells
+ * whether a thread of its VMM is the current one; where it is not, what is not pinned is not known.
  */
 __noinline int read_snapshot(__u32 index, const struct virtio_ecs_guest_line *pinned_line,
-			     const struct ecs_word *pinned_word,
+			     const struct ecs_word *pinned_word, bool at_hand,
 			     struct ecs_snapshot *snap __arg_nonnull)
 {
 	const struct ecs_vcpu_config *vcpu = AT(vcpu_configs, index);
@@ -110,7 +111,7 @@ __noinline int read_snapshot(__u32 index, const struct virtio_ecs_guest_line *pi
 	__u32 word = 0;
 
 	*snap = seen;
-	if (!vcpu || !vcpu->guest_line)
+	if (!vcpu || !vcpu->guest_line || !(at_hand || (pinned_line && pinned_word)))
 		return 0;
 	if (pinned_line)
 		line = *pinned_line;
@@ -119,7 +120,7 @@ __noinline int read_snapshot(__u32 index, const struct virtio_ecs_guest_line *pi
 	/* The guest may write meanwhile: what was checked is what is used. */
 	barrier();
 	if (line.np_count > MAX_COUNT || line.p_count > MAX_COUNT ||
-	    read_wait(index / ECS_MAX_VCPUS, &line, &seen))
+	    read_wait(index / ECS_MAX_VCPUS, &line, at_hand, &seen))
 		return -1;
 	if (vcpu->word_format) {
 		if (pinned_word)

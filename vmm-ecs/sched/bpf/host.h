@@ -7,60 +7,21 @@
 #ifndef ECS_HOST_H
 #define ECS_HOST_H
 
+#include "cgroups.h"
 #include "maps.h"
 
-/* Queues: of a VM, by its number; of the host; of what may run on one CPU only. */
+/* Queues: of a VM, by its number; of the host; of those whose cgroup has used up its limit, by the time when
+ * they may run again; of what may run on one CPU only.
+ */
 #define DSQ_VM		0x1000ULL
 #define DSQ_HOST	0x2000ULL
+#define DSQ_LIMITED	0x2001ULL
 #define DSQ_PINNED	0x10000ULL
 
 /* A host task's turn, ns: short, since many share one queue. */
 #define HOST_SLICE_NS	1000000ULL
 /* What a cgroup can run on a CPU before others have their turn, ns: slices end at ticks. */
 #define HOST_LEASH_NS	20000000ULL
-/* Levels of cgroups that are looked at. */
-#define MAX_DEPTH	8
-
-struct ecs_group {
-	__u64 vtime_ns;
-};
-
-/* The key is the place of the cgroup's struct task_group. One that is forgotten begins anew. */
-struct {
-	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, 4096);
-	__type(key, __u64);
-	__type(value, struct ecs_group);
-} groups SEC(".maps");
-
-/* The cgroup of a thread; NULL for the root's, whose threads are entities by themselves. */
-static struct task_group *cgroup_of(const struct task_struct *p)
-{
-	struct task_group *group;
-
-	if (!bpf_core_field_exists(p->sched_task_group) ||
-	    !bpf_core_field_exists(((struct task_group *)0)->scx))
-		return NULL;
-	group = p->sched_task_group;
-	return group && group->parent ? group : NULL;
-}
-
-/* `weight` among all of the host, inside of this cgroup. */
-static __u32 weight_in(const struct task_group *group, __u32 weight)
-{
-	__u64 scaled = (__u64)weight << 10;
-	int i;
-
-	bpf_for(i, 0, MAX_DEPTH) {
-		if (!group || !group->parent)
-			break;
-		scaled = scaled * (group->scx.idle ? 1 : group->scx.weight) / ECS_WEIGHT_DEFAULT;
-		group = group->parent;
-	}
-	scaled >>= 10;
-	return scaled > ECS_U32_MAX ? ECS_U32_MAX : scaled ? scaled : 1;
-}
-
 static __u32 weight_of(const struct task_struct *p)
 {
 	return weight_in(cgroup_of(p), p->scx.weight);
@@ -77,26 +38,12 @@ static __u64 leash_ns(__u32 weight)
 	return ecs_min(weigh_ns(HOST_LEASH_NS * setup.nr_cpus, weight), ECS_LEASH_MAX_NS);
 }
 
-static struct ecs_group *books_of(const struct task_group *group)
+/* Where a thread stands in the queue, whose own virtual time is `place_ns`: no sooner than its cgroup does, but
+ * for who wakes up.
+ */
+static __u64 place_of(const struct task_struct *p, __u64 place_ns, bool woke)
 {
-	__u64 key = (__u64)group;
-	struct ecs_group new = { 0 };
-	struct ecs_group *books;
-
-	if (!group)
-		return NULL;
-	books = bpf_map_lookup_elem(&groups, &key);
-	if (books)
-		return books;
-	bpf_map_update_elem(&groups, &key, &new, BPF_NOEXIST);
-	return bpf_map_lookup_elem(&groups, &key);
-}
-
-/* Where a thread stands in the queue: no sooner than its cgroup does, but for who wakes up. */
-static __u64 place_of(const struct task_struct *p, bool woke)
-{
-	__u64 slice_ns = setup.params.slice_ns, clock_ns = clock_of(scx_bpf_task_cpu(p));
-	__u64 place_ns = p->scx.dsq_vtime, floor_ns = ecs_sub(clock_ns, slice_ns);
+	__u64 slice_ns = setup.params.slice_ns, clock_ns = clock_of(scx_bpf_task_cpu(p)), floor_ns = ecs_sub(clock_ns, slice_ns);
 	const struct ecs_group *books = books_of(cgroup_of(p));
 
 	if (books) {
@@ -113,8 +60,19 @@ static __u64 place_of(const struct task_struct *p, bool woke)
 	return ecs_min(place_ns, ecs_add(clock_ns, leash_ns(weight_of(p))));
 }
 
-/* What a thread of the host ran goes to its virtual time, and to that of its cgroup. */
-static void charge_host(struct task_struct *p, __u32 cpu, __u64 ran_ns)
+/* Whether the thread may not leave its CPU now. A program that runs counts on its own thread, too. */
+static bool must_stay(struct task_struct *p)
+{
+	return p->migration_disabled > (p == bpf_get_current_task_btf());
+}
+
+static __u64 queue_of(struct task_struct *p)
+{
+	return p->nr_cpus_allowed == 1 || must_stay(p) ? DSQ_PINNED + (__u32)scx_bpf_task_cpu(p) : DSQ_HOST;
+}
+
+/* What a thread of the host ran goes to its virtual time, that of its cgroup, and all limits. */
+static void charge_host(struct task_struct *p, __u32 cpu, __u64 ran_ns, __u64 now_ns)
 {
 	const struct task_group *group = cgroup_of(p);
 	/* A sleeper's floor, which its place in the queue had as well. */
@@ -129,6 +87,7 @@ static void charge_host(struct task_struct *p, __u32 cpu, __u64 ran_ns)
 	scx_bpf_task_set_dsq_vtime(p, vtime_ns);
 	if (!books)
 		return;
+	use_limits(group, ran_ns, now_ns);
 	weight = weight_in(group, ECS_WEIGHT_DEFAULT);
 	if (books->vtime_ns < floor_ns)
 		books->vtime_ns = floor_ns;
@@ -136,6 +95,17 @@ static void charge_host(struct task_struct *p, __u32 cpu, __u64 ran_ns)
 	vtime_ns = ecs_add(clock_ns, leash_ns(weight));
 	if (books->vtime_ns > vtime_ns)
 		books->vtime_ns = vtime_ns;
+}
+
+/* Books what a thread of the host has run on a CPU since the last time. */
+static void book_host(struct task_struct *p, __u32 cpu, struct ecs_cpu *state, __u64 now_ns)
+{
+	/* What ran when this scheduler came has no beginning: that is no time since the machine's start,
+	 * which would set all other threads of the host back behind every VM.
+	 */
+	if (state->since_ns)
+		charge_host(p, cpu, ecs_sub(now_ns, state->since_ns), now_ns);
+	state->since_ns = now_ns;
 }
 
 /* Finds a thread of the host that waits for this CPU far ahead of `base_ns`. */

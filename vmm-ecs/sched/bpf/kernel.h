@@ -53,6 +53,8 @@ struct thread_info {
 /* Of a cgroup; the root's has no parent. */
 struct scx_task_group {
 	__u32 weight;
+	__u64 bw_period_us;
+	__u64 bw_quota_us;
 	bool idle;
 };
 
@@ -73,6 +75,7 @@ struct task_struct {
 	const cpumask_t *cpus_ptr;
 	struct sched_ext_entity scx;
 	struct task_group *sched_task_group;
+	unsigned long core_cookie;
 };
 
 /* Names since 6.14; before, a task that sleeps before its time counts as runnable. */
@@ -114,6 +117,7 @@ struct sched_ext_ops {
 	void (*stopping)(struct task_struct *p, bool runnable);
 	void (*quiescent)(struct task_struct *p, __u64 deq_flags);
 	bool (*yield)(struct task_struct *from, struct task_struct *to);
+	bool (*core_sched_before)(struct task_struct *a, struct task_struct *b);
 	void (*cpu_online)(__s32 cpu);
 	void (*cpu_offline)(__s32 cpu);
 	__s32 (*init_task)(struct task_struct *p, struct scx_init_task_args *args);
@@ -127,6 +131,7 @@ struct sched_ext_ops {
 
 /* Constants of the kernel's enumerations; they are its interface to schedulers. */
 #define SCX_DSQ_LOCAL		0x8000000000000002ULL
+#define SCX_DSQ_LOCAL_ON	0xc000000000000000ULL
 #define SCX_ENQ_WAKEUP		1ULL
 #define SCX_DEQ_SLEEP		1ULL
 #define SCX_KICK_IDLE		1ULL
@@ -161,6 +166,9 @@ int bpf_iter_scx_dsq_new(struct bpf_iter_scx_dsq *it, __u64 dsq_id, __u64 flags)
 struct task_struct *bpf_iter_scx_dsq_next(struct bpf_iter_scx_dsq *it) __ksym;
 void bpf_iter_scx_dsq_destroy(struct bpf_iter_scx_dsq *it) __ksym;
 void scx_bpf_dsq_move_set_slice(struct bpf_iter_scx_dsq *it, __u64 slice) __ksym;
+void scx_bpf_dsq_move_set_vtime(struct bpf_iter_scx_dsq *it, __u64 vtime) __ksym;
+bool scx_bpf_dsq_move_vtime(struct bpf_iter_scx_dsq *it, struct task_struct *p, __u64 dsq_id,
+			    __u64 enq_flags) __ksym;
 bool scx_bpf_dsq_move(struct bpf_iter_scx_dsq *it, struct task_struct *p, __u64 dsq_id,
 		      __u64 enq_flags) __ksym;
 

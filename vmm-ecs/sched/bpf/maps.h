@@ -17,6 +17,9 @@ const volatile struct ecs_setup setup;
 /* CPUs of the same number share a cache, or where the kernel does not say, a NUMA node. */
 const volatile __u16 domains[ECS_MAX_CPUS];
 
+/* The next CPU of the same core; that after the last is the first. */
+const volatile __u16 next_siblings[ECS_MAX_CPUS];
+
 /* Never read: it carries a whole type, not only its name, into the compiled object. */
 const volatile struct ecs_record type_of_records;
 
@@ -70,6 +73,8 @@ struct ecs_cpu {
 	__u8 endless;
 	__u8 rung;		/* its guest rang the doorbell, as it was asked to */
 	__u8 gives;		/* its guest hands the CPU to a sibling */
+	__u8 occupied;		/* a thread runs here, with this core scheduling cookie */
+	__u64 cookie;
 };
 
 struct {
@@ -202,6 +207,13 @@ static __noinline __u32 domain_of(__u32 cpu)
 	const volatile __u16 *domain = AT(domains, cpu);
 
 	return domain ? *domain : 0;
+}
+
+static __noinline __u32 next_sibling(__u32 cpu)
+{
+	const volatile __u16 *next = AT(next_siblings, cpu);
+
+	return next ? *next : cpu;
 }
 
 static bool may_run(struct task_struct *p, __u32 cpu)

@@ -6,6 +6,7 @@
 #ifndef ECS_QUEUES_H
 #define ECS_QUEUES_H
 
+#include "core.h"
 #include "host.h"
 #include "maps.h"
 #include "turn.h"
@@ -57,7 +58,8 @@ static bool is_far(struct task_struct *p, __u32 cpu)
  *
  * vCPUs that want the same locks slow each other down when they run at the same time. A VM that waits
  * for its own locks therefore comes after others while it is on another CPU, unless it is far behind.
- * A VM whose first vCPU would have to come from another cache comes half a slice later.
+ * A VM whose first vCPU would have to come from another cache comes half a slice later, and one that the core
+ * has no room for a slice.
  */
 __noinline int look_around(struct waiting *w __arg_nonnull, __u32 cpu, const struct tried *tried,
 			   __u32 here, __u64 now_ns)
@@ -72,15 +74,17 @@ __noinline int look_around(struct waiting *w __arg_nonnull, __u32 cpu, const str
 	if (nr > ECS_MAX_VMS)
 		nr = ECS_MAX_VMS;
 	bpf_for(i, 0, nr) {
-		const struct ecs_vm_config *config = vm_config_at(i);
 		struct ecs_vm_state *vm = vm_at(i);
 		__u64 vtime_ns, until_ns;
+		struct task_struct *head;
 		bool seen = false;
 
-		if (!vm || !config || !vm->nr_runnable)
+		if (!vm || !vm->nr_runnable)
 			continue;
 		vtime_ns = vm->vm.ledger.vtime_ns;
-		until_ns = throttled_until(config, vm, now_ns);
+		head = vm->limited || setup.near || setup.shared_cores ? scx_bpf_dsq_peek(DSQ_VM + i) :
+									NULL;
+		until_ns = throttled_until(vm, head, now_ns);
 		if (!until_ns)
 			w->least_ns = ecs_min(w->least_ns, vtime_ns);
 		if (scx_bpf_dsq_nr_queued(DSQ_VM + i) <= 0)
@@ -105,8 +109,10 @@ __noinline int look_around(struct waiting *w __arg_nonnull, __u32 cpu, const str
 			else if (vm->lock_bound)
 				place_ns = ecs_add(place_ns, boost_ns);
 		}
-		if (setup.near && is_far(scx_bpf_dsq_peek(DSQ_VM + i), cpu))
+		if (setup.near && is_far(head, cpu))
 			place_ns = ecs_add(place_ns, setup.params.slice_ns / 2);
+		if (!fits(head, cpu))
+			place_ns = ecs_add(place_ns, setup.params.slice_ns);
 		if (w->vm == NO_VM || place_ns < first_ns) {
 			w->vm = i;
 			w->vm_vtime_ns = vtime_ns;
@@ -327,6 +333,18 @@ static void call_for(struct task_struct *p)
 		call_from(i, state);
 		return;
 	}
+}
+
+/* Who woke takes the CPU from a vCPU that is far enough ahead of it, by way of dispatch. */
+static void press(struct task_struct *p, __u64 vtime_ns)
+{
+	__s32 cpu = scx_bpf_task_cpu(p);
+	struct ecs_cpu *state = cpu_state(cpu);
+	struct vcpu_ref ref;
+
+	if (state && find_vcpu(&ref, state->vcpu) &&
+	    ecs_is_urgent(vtime_ns, ref.vm->vm.ledger.vtime_ns))
+		scx_bpf_kick_cpu(cpu, SCX_KICK_PREEMPT);
 }
 
 #endif /* ECS_QUEUES_H */

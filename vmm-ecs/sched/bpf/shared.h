@@ -26,6 +26,7 @@ struct ecs_setup {
 	__u8 apart;		/* VMs that wait for their own locks run on few CPUs at a time */
 	__u8 record;		/* every operation on the books goes to `records` */
 	__u8 near;		/* vCPUs stay near the cache they ran at; there is more than one */
+	__u8 shared_cores;	/* several CPUs are one core */
 };
 
 /* Guest memory as the VMM's process sees it. */
@@ -37,8 +38,6 @@ struct ecs_region {
 
 /* Written by the daemon; the index is the VM. */
 struct ecs_vm_config {
-	__u64 quota_ns;		/* CPU time in each period (cgroup cpu.max); 0: no limit */
-	__u64 period_ns;
 	__u32 epoch;		/* changes with each VM in this place; 0: none */
 	__u32 weight;
 	__u32 enabled;
@@ -68,8 +67,6 @@ struct ecs_vm_state {
 	__u64 seq;		/* odd while the books change */
 	struct ecs_vm vm;
 	__u64 inner_vclock_ns;	/* CPU time of its vCPU that came last */
-	__u64 period_since_ns;	/* the period of its limit that runs, and what it used of it */
-	__u64 period_used_ns;
 	__u64 preemptions;
 	__u64 critical[ECS_NR_CAUSES];
 	__u64 stall_ns;
@@ -84,6 +81,8 @@ struct ecs_vm_state {
 	__u32 answers;		/* the same, as waiting for answers of its own vCPUs */
 	__u32 reserved1;
 	__u32 stuck;		/* a vCPU is off the CPU inside a lock queue */
+	__u32 limited;		/* its cgroup has a limit, or one around it */
+	__u32 reserved2;
 };
 
 /* Written by the programs. */

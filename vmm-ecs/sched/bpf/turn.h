@@ -4,6 +4,7 @@
 #define ECS_TURN_H
 
 #include "answers.h"
+#include "cgroups.h"
 #include "guest.h"
 #include "hints.h"
 #include "maps.h"
@@ -52,8 +53,6 @@ static void adopt(struct vcpu_ref *ref, __u32 cpu)
 		vm->vm.counters = (struct ecs_counters){ 0 };
 		ecs_ledger_new(&vm->vm.ledger, weight, clock);
 		vm->inner_vclock_ns = 0;
-		vm->period_since_ns = 0;
-		vm->period_used_ns = 0;
 		vm->preemptions = 0;
 		vm->critical[ECS_CAUSE_DENIED] = 0;
 		vm->critical[ECS_CAUSE_EXPIRED] = 0;
@@ -66,6 +65,7 @@ static void adopt(struct vcpu_ref *ref, __u32 cpu)
 		vm->stuck = 0;
 		vm->lock_bound = 0;
 		vm->answers = 0;
+		vm->limited = 0;
 		vm->epoch = epoch;
 		close_books(ref);
 		record(ref, ECS_OP_NEW, seq, weight, clock, NULL, NULL);
@@ -99,14 +99,15 @@ static void wake(struct vcpu_ref *ref, __u32 cpu)
 	record(ref, ECS_OP_WAKE, seq, clock, slack_ns, NULL, NULL);
 }
 
-static void look_at(const struct vcpu_ref *ref, struct ecs_snapshot *snap)
+static void look_at(const struct vcpu_ref *ref, bool at_hand, struct ecs_snapshot *snap)
 {
 	struct ecs_cpu_stats *stats = stats_at(bpf_get_smp_processor_id());
 	struct ecs_thread *thread = ref->thread;
 
 	if (stats)
 		stats->looks++;
-	if (read_snapshot(ref->index, thread ? thread->line : NULL, thread ? thread->word : NULL, snap))
+	if (read_snapshot(ref->index, thread ? thread->line : NULL, thread ? thread->word : NULL, at_hand,
+			  snap))
 		ref->vcpu->faults++;
 	if (ecs_spins(snap) || snap->blocked)
 		ref->vm->lock_bound = LOCK_BOUND_TURNS;
@@ -140,7 +141,7 @@ __noinline __u32 queue_place(__u32 index, const struct ecs_snapshot *own __arg_n
 
 		if (other == index || !vcpu)
 			continue;
-		read_snapshot(other, NULL, NULL, &snap);
+		read_snapshot(other, NULL, NULL, true, &snap);
 		ecs_queue_see(&walk, own, i, &snap, vcpu->running);
 	}
 	place = ecs_queue_end(&walk, own);
@@ -175,7 +176,7 @@ __noinline int survey(__u32 index, const struct ecs_snapshot *own __arg_nonnull,
 		if (other == index)
 			snap = *own;
 		else
-			read_snapshot(other, NULL, NULL, &snap);
+			read_snapshot(other, NULL, NULL, true, &snap);
 		holds = ecs_holds(&snap) && !ecs_spins(&snap);
 		ended = !snap.idle && snap.wait == ECS_WAIT_ENDED;
 		stuck |= holds || ecs_spins(&snap);
@@ -198,10 +199,9 @@ __noinline int survey(__u32 index, const struct ecs_snapshot *own __arg_nonnull,
 	return 0;
 }
 
-/* Books what the vCPU ran since the last time. */
-static void book(struct vcpu_ref *ref, __u64 ran_ns, __u64 now_ns)
+/* Books what a vCPU, whose thread is `p`, ran since the last time. */
+static void book(struct vcpu_ref *ref, const struct task_struct *p, __u64 ran_ns, __u64 now_ns)
 {
-	__u64 quota_ns = ref->vm_config->quota_ns, period_ns = ref->vm_config->period_ns;
 	struct ecs_vm_state *vm = ref->vm;
 	__u64 seq;
 
@@ -213,29 +213,16 @@ static void book(struct vcpu_ref *ref, __u64 ran_ns, __u64 now_ns)
 		__sync_fetch_and_add(&vm->overloaded_ns, ran_ns);
 	seq = open_books(ref);
 	ecs_ledger_charge(&vm->vm.ledger, ran_ns);
-	if (quota_ns && period_ns) {
-		__u64 gone = ecs_sub(now_ns, vm->period_since_ns) / period_ns;
-
-		/* What it ran too much in one period is missing in the next. */
-		vm->period_used_ns = ecs_sub(vm->period_used_ns, ecs_mul(gone, quota_ns));
-		vm->period_since_ns += gone * period_ns;
-		vm->period_used_ns += ran_ns;
-	}
 	close_books(ref);
 	record(ref, ECS_OP_CHARGE, seq, ran_ns, 0, NULL, NULL);
+	if (vm->limited)
+		use_limits(cgroup_of(p), ran_ns, now_ns);
 }
 
-/* When a VM that has used up its limit may run again; 0: it may run. */
-static __u64 throttled_until(const struct ecs_vm_config *config, const struct ecs_vm_state *vm,
-			     __u64 now_ns)
+/* When a VM whose limit is used up may run again, by one of its threads; 0: it may run. */
+static __u64 throttled_until(const struct ecs_vm_state *vm, const struct task_struct *p, __u64 now_ns)
 {
-	__u64 quota_ns = config->quota_ns, period_ns = config->period_ns, periods;
-
-	if (!quota_ns || !period_ns || vm->period_used_ns < quota_ns)
-		return 0;
-	periods = vm->period_used_ns / quota_ns;
-	periods = vm->period_since_ns + periods * period_ns;
-	return periods > now_ns ? periods : 0;
+	return vm->limited && p ? limited_until(cgroup_of(p), now_ns) : 0;
 }
 
 /* Time until the next look at a vCPU of a VM, ns; only VMs that use locks are looked at in a turn. */

@@ -280,6 +280,7 @@ impl Bench {
             kind: scenario.kind.parse()?,
             socket: Some(self.dir.path().join(format!("{name}.sock"))),
             cpus: self.pcpus.cpus().to_vec(),
+            core_scheduling: scenario.core_scheduling,
             annotate: !scenario.unhinted.contains(&index),
             waiters: arm.waiters(),
             guest: if scenario.pinning.contains(&index) {
@@ -368,6 +369,13 @@ impl Bench {
         }
         while !self.interrupted() {
             std::thread::sleep(SAMPLE);
+            vms.retain_mut(|vm| match vm.process.child.try_wait() {
+                Ok(Some(status)) => {
+                    tracing::warn!(vm = vm.name, "A VM has ended: {status}");
+                    false
+                }
+                _ => true,
+            });
         }
         Ok(())
     }

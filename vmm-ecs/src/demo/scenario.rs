@@ -31,6 +31,9 @@ pub(crate) struct Scenario {
     pub(crate) unhinted: Vec<usize>,
     /// VMs, by index, that pin their counts for ever.
     pub(crate) pinning: Vec<usize>,
+    /// No two VMs are on CPUs of one core at once.
+    #[serde(default)]
+    pub(crate) core_scheduling: bool,
 }
 
 impl Default for Scenario {
@@ -48,6 +51,7 @@ impl Default for Scenario {
             weights: Vec::new(),
             unhinted: Vec::new(),
             pinning: Vec::new(),
+            core_scheduling: false,
         }
     }
 }
@@ -97,6 +101,7 @@ impl TryFrom<&ecs_sim::Scenario> for Scenario {
             weights,
             unhinted,
             pinning,
+            core_scheduling: false,
         })
     }
 }

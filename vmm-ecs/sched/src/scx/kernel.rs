@@ -108,6 +108,14 @@ impl Program {
         for (place, domain) in rodata.domains.iter_mut().zip(&domains) {
             *place = *domain;
         }
+        let siblings = topology::next_siblings(nr_cpus);
+        for (place, next) in rodata.next_siblings.iter_mut().zip(&siblings) {
+            *place = *next;
+        }
+        let shared_cores = siblings
+            .iter()
+            .enumerate()
+            .any(|(cpu, next)| usize::from(*next) != cpu);
         let several = domains.iter().any(|domain| Some(domain) != domains.first());
         rodata.setup = types::ecs_setup {
             params: params(&config.params),
@@ -118,6 +126,7 @@ impl Program {
             apart: u8::from(config.apart),
             record: u8::from(config.record),
             near: u8::from(config.near && several),
+            shared_cores: u8::from(shared_cores),
             ..types::ecs_setup::default()
         };
         if !config.record {

@@ -63,7 +63,7 @@ use kernel::{MAX_REGIONS, MAX_VCPUS, MAX_VMS, Program, types};
 const BEAT: Duration = Duration::from_millis(20);
 /// Beats between two searches for vCPU threads while all are known.
 const SCAN_BEATS: u32 = 25;
-/// Beats between two bookings of entitlement, and two readings of cgroup limits.
+/// Beats between two bookings of entitlement, and two readings of cgroup weights.
 const ENTITLE_BEATS: u32 = 50;
 
 /// Why the controller cannot start.
@@ -320,7 +320,7 @@ impl Inner {
         }
     }
 
-    /// Tells the programs what changes about a VM without a word of its device: threads, limits.
+    /// Tells the programs what changes about a VM without a word of its device: threads, weight.
     fn publish_vm(&self, index: usize, program: &Program) {
         let (Some(vm), Some(&epoch)) = (self.state.vm(index), self.epochs.get(index)) else {
             return;
@@ -383,7 +383,7 @@ impl Inner {
         }
     }
 
-    /// Tells the programs of weights and limits that cgroups have now.
+    /// Tells the programs of weights that cgroups have now.
     fn publish_all(&mut self, program: &Program) {
         for index in 0..self.state.vms.len() {
             self.publish_vm(index, program);
@@ -402,13 +402,9 @@ impl Inner {
 }
 
 fn config_of(vm: &VmEntry, epoch: u32) -> types::ecs_vm_config {
-    let limits = cgroup::limits(vm.cgroup.as_deref());
-    let weight = u64::from(vm.spec.weight) * u64::from(limits.weight)
+    let weight = u64::from(vm.spec.weight) * u64::from(cgroup::weight(vm.cgroup.as_deref()))
         / u64::from(ecs_policy::WEIGHT_DEFAULT);
-    let (quota_ns, period_ns) = limits.quota.unwrap_or_default();
     let mut config = types::ecs_vm_config {
-        quota_ns,
-        period_ns,
         epoch,
         weight: u32::try_from(weight).unwrap_or(u32::MAX).clamp(
             *ecs_policy::WEIGHT_RANGE.start(),

@@ -5,6 +5,9 @@ use std::path::Path;
 
 use libbpf_rs::btf::Btf;
 use libbpf_rs::btf::types::{Func, FuncProto};
+use rustix::io::Errno;
+use rustix::process::getpid;
+use rustix::thread::{CoreSchedulingScope, core_scheduling_cookie};
 
 /// Whether the kernel has the class at all.
 pub(super) fn has_sched_ext() -> bool {
@@ -30,7 +33,7 @@ pub fn probe() -> Vec<Finding> {
     }
     findings.push(finding("kernel type information (BTF)", btf()));
     findings.push(finding("kernel functions of sched_ext", functions()));
-    findings.push(finding("cgroup limits of VMs", cgroups()));
+    findings.push(finding("weights and limits of cgroups", cgroups()));
     findings.push(finding("core scheduling", core_scheduling()));
     findings
 }
@@ -102,7 +105,7 @@ fn is_unusable(btf: &Btf<'_>, name: &str) -> bool {
 fn cgroups() -> Result<String, String> {
     let controllers = fs::read_to_string("/sys/fs/cgroup/cgroup.controllers").unwrap_or_default();
     if controllers.split_whitespace().any(|name| name == "cpu") {
-        Ok("cpu.weight and cpu.max of a VM's cgroup are kept".to_owned())
+        Ok("cpu.weight and cpu.max are kept, of VMs and of all others".to_owned())
     } else {
         Ok(
             "no cgroup v2 with the cpu controller: weights are those of the configuration"
@@ -112,10 +115,14 @@ fn cgroups() -> Result<String, String> {
 }
 
 fn core_scheduling() -> Result<String, String> {
-    let smt = fs::read_to_string("/sys/devices/system/cpu/smt/active").unwrap_or_default();
-    Ok(if smt.trim() == "1" {
-        "siblings share cores: cookies that VMMs set are kept by the kernel".to_owned()
-    } else {
-        "no simultaneous multithreading".to_owned()
-    })
+    Ok(
+        match core_scheduling_cookie(getpid(), CoreSchedulingScope::Thread) {
+            Ok(_) => {
+                "CPUs share cores, and what VMMs ask for is kept: no core runs two VMs at once"
+            }
+            Err(Errno::NODEV) => "no CPUs share cores",
+            Err(_) => "none (CONFIG_SCHED_CORE): VMs are on the CPUs of one core at once",
+        }
+        .to_owned(),
+    )
 }

@@ -1,4 +1,5 @@
-//! Which CPUs are near each other: a vCPU that moves between them keeps what it has in their cache.
+//! Which CPUs are near each other: a vCPU that moves between them keeps what it has in their cache. And
+//! which are one core.
 
 use std::path::Path;
 
@@ -25,6 +26,26 @@ fn domains_in(root: &Path, nr_cpus: usize) -> Vec<u16> {
     (0..nr_cpus).map(domain).collect()
 }
 
+/// The next CPU of the core of each CPU, by its number; after the last comes the first. A CPU that is a core
+/// of its own comes after itself.
+pub(super) fn next_siblings(nr_cpus: usize) -> Vec<u16> {
+    next_siblings_in(Path::new(ROOT), nr_cpus)
+}
+
+fn next_siblings_in(root: &Path, nr_cpus: usize) -> Vec<u16> {
+    let next = |cpu: usize| {
+        let own = u32::try_from(cpu).ok()?;
+        let core = list(&root.join(format!("cpu/cpu{cpu}/topology/thread_siblings_list")))?;
+        let mut after = core.cpus().iter().filter(|sibling| **sibling > own);
+        let next = after.next().or_else(|| core.cpus().first())?;
+        u16::try_from(*next).ok()
+    };
+    let number = |cpu| u16::try_from(cpu).unwrap_or(0);
+    (0..nr_cpus)
+        .map(|cpu| next(cpu).unwrap_or_else(|| number(cpu)))
+        .collect()
+}
+
 /// CPUs of each NUMA node.
 fn nodes(root: &Path) -> Vec<CpuSet> {
     let Ok(entries) = std::fs::read_dir(root.join("node")) else {
@@ -43,6 +64,17 @@ fn list(path: &Path) -> Option<CpuSet> {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_cpus_of_a_core_come_one_after_the_other() {
+        let root = tempfile::tempdir().unwrap();
+        for (cpu, list) in [(0, "0,4"), (4, "0,4"), (1, "1-3"), (2, "1-3"), (3, "1-3")] {
+            let dir = root.path().join(format!("cpu/cpu{cpu}/topology"));
+            std::fs::create_dir_all(&dir).unwrap();
+            std::fs::write(dir.join("thread_siblings_list"), list).unwrap();
+        }
+        assert_eq!(next_siblings_in(root.path(), 6), [4, 2, 3, 1, 0, 5]);
+    }
 
     #[test]
     fn the_cache_counts_more_than_the_node_and_either_more_than_nothing() {
