@@ -1,5 +1,6 @@
 //! `vmm-ecs simulate`: scenario files into `ecs-sim`, and what came of them out.
 
+mod outcomes;
 mod table;
 mod validate;
 
