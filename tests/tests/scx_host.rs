@@ -404,9 +404,17 @@ fn limits_and_weights_of_cgroups_hold() {
         );
         assert!((0.76..0.83).contains(&vms.iter().sum()), "{vms:?}");
         assert!(
-            (0.57..0.63).contains(&jobs[0]) && jobs[1] < 0.52,
+            (0.54..0.63).contains(&jobs[0]) && jobs[1] < 0.52,
             "{jobs:?}"
         );
+
+        // A limit that the time between two ticks is many times more than.
+        host.sh("echo '1000 1000000' >/sys/fs/cgroup/jobs/vm0/cpu.max; sleep 5")
+            .unwrap();
+        let (_, jobs) = running.cpus(host, |host| vec![group_s(host, "jobs/vm0")]);
+        println!("cpu.max 0.001 for a thread: {jobs:.4?} CPUs");
+        assert!((0.0001..0.006).contains(&jobs[0]), "{jobs:?}");
+        assert_eq!(host.sched_ext().unwrap(), "enabled");
         running.end(host);
     });
 }

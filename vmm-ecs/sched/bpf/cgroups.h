@@ -12,6 +12,10 @@
 #define MAX_DEPTH	8
 /* A cgroup without a limit. */
 #define NO_QUOTA	ECS_U64_MAX
+/* Periods, of a second at most, that anybody waits for a limit at a time: the kernel ends a scheduler under which a
+ * thread waits for ten seconds, and slices end at ticks, however small a limit is.
+ */
+#define MAX_PERIODS	3
 
 struct ecs_group {
 	__u64 vtime_ns;		/* of its threads that are no vCPUs */
@@ -138,7 +142,8 @@ __noinline __u64 limited_until(const struct task_group *group __arg_untrusted, _
 		quota_ns = group->scx.bw_quota_us * 1000;
 		if (books && quota_ns && books->period_used_ns >= quota_ns) {
 			end_ns = books->period_since_ns +
-				 books->period_used_ns / quota_ns * group->scx.bw_period_us * 1000;
+				 ecs_min(books->period_used_ns / quota_ns, MAX_PERIODS) *
+					 group->scx.bw_period_us * 1000;
 			if (end_ns > now_ns && end_ns > until_ns)
 				until_ns = end_ns;
 		}

@@ -130,11 +130,12 @@ static __noinline bool runs_on(struct task_struct *p, __u32 cpu, __u32 *first, _
 	if (!ref.vcpu->in_turn)
 		return false;
 	book(&ref, p, ecs_sub(now_ns, ref.vcpu->since_ns), now_ns);
+	ref.vm->limited = is_limited(cgroup_of(p));
 	until_ns = throttled_until(ref.vm, p, now_ns);
 	in.ran_ns = ref.vcpu->turn_ran_ns;
 	look_around(&w, cpu, NULL, ref.vm_index, now_ns);
 	wanted = core_is_wanted(cpu);
-	alone = nobody(&w) && !until_ns && !wanted;
+	alone = nobody(&w) && !ref.vm->limited && !wanted;
 	/* What a vCPU does that nobody wants to take the CPU from is nobody's business. */
 	if (!alone)
 		look_and_place(p, &ref, state, &in);
@@ -250,7 +251,7 @@ void BPF_PROG(ecs_tick, struct task_struct *p)
 		return;
 	if (state->endless) {
 		look_around(&w, cpu, NULL, NO_VM, now_ns);
-		if (!nobody(&w) || core_is_wanted(cpu))
+		if (!nobody(&w) || core_is_wanted(cpu) || is_limited(cgroup_of(p)))
 			scx_bpf_task_set_slice(p, 0);
 	} else if (now_ns > state->end_ns) {
 		scx_bpf_task_set_slice(p, 0);

@@ -42,14 +42,21 @@ static void wait_for_limit(struct task_struct *p, __u64 until_ns, __u64 now_ns, 
 		start_refill(refill, until_ns, now_ns);
 }
 
-/* An idle CPU comes for a thread at once, its own one otherwise, if that has a vCPU without an end in sight. */
-static void call_soon(struct task_struct *p)
+/* An idle CPU comes for a thread at once; otherwise its own one, from a vCPU that is far enough ahead of it or
+ * runs without an end in sight.
+ */
+static void call_soon(struct task_struct *p, __u64 vtime_ns)
 {
 	bool is_idle = false;
 	__s32 cpu = scx_bpf_select_cpu_dfl(p, scx_bpf_task_cpu(p), 0, &is_idle);
 	const struct ecs_cpu *state = cpu_state(cpu);
 
-	scx_bpf_kick_cpu(cpu, !is_idle && state && state->endless ? SCX_KICK_PREEMPT : SCX_KICK_IDLE);
+	if (is_idle)
+		scx_bpf_kick_cpu(cpu, SCX_KICK_IDLE);
+	else if (state && state->endless)
+		scx_bpf_kick_cpu(cpu, SCX_KICK_PREEMPT);
+	else
+		press(p, vtime_ns);
 }
 
 /* Who may run again comes as one who wakes up. */
@@ -67,7 +74,7 @@ static int limits_refilled(void *map, __u32 *key, struct ecs_refill *refill)
 		scx_bpf_dsq_move_set_vtime(&___it /* of bpf_for_each */, vtime_ns);
 		if (!scx_bpf_dsq_move_vtime(&___it, p, queue_of(p), 0))
 			continue;
-		call_soon(p);
+		call_soon(p, vtime_ns);
 	}
 	if (next_ns)
 		start_refill(refill, next_ns, now_ns);
