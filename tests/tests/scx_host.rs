@@ -326,9 +326,9 @@ fn it_comes_and_goes_under_load() {
             let signal = if time % 2 == 0 { "TERM" } else { "KILL" };
             host.sh(&format!("kill -{signal} {daemon}")).unwrap();
             wait_for(host, "disabled");
+            println!("{} of {TIMES} times attached and detached", time + 1);
         }
         running.assert_alive(host, "after all");
-        println!("{TIMES} times attached and detached");
         running.serve_again(host);
         running.end(host);
     });
