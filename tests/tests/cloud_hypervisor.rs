@@ -105,3 +105,43 @@ fn cloud_hypervisor_runs_on_the_scheduler_in_the_kernel() {
         vm.end();
     });
 }
+
+/// Cloud Hypervisor keeps cores to its VMs by itself, where the kernel lets it.
+#[test]
+fn cloud_hypervisor_has_its_cores_to_itself_on_the_scheduler_in_the_kernel() {
+    let name = "cloud_hypervisor_has_its_cores_to_itself_on_the_scheduler_in_the_kernel";
+    slow!(name);
+    let parts = parts!(name);
+    let Some(vmm) = cloud_hypervisor() else {
+        skip!(
+            name,
+            "no cloud-hypervisor in the path: set ECS_CLOUD_HYPERVISOR"
+        );
+    };
+    let ours = match scx_program().unwrap() {
+        Ok(program) => program,
+        Err(reason) => skip!(name, "{reason}"),
+    };
+    let host_kernel = match parts.cores_kernel() {
+        Ok(kernel) => kernel,
+        Err(reason) => skip!(name, "{reason}"),
+    };
+    let files = Initramfs::new(&parts).unwrap();
+    // That kernel has no seccomp.
+    let run = format!("{} --seccomp false", command(&vmm));
+    let mut host = host(&parts.kernel("7.3").unwrap(), &files, vec![ours, vmm]);
+    (host.cpus, host.threads) = (4, 2);
+    HostVm::run(&parts, &host_kernel, &host, |host| {
+        host.sh("echo 1 >/proc/sys/kernel/sched_schedstats")
+            .unwrap();
+        let mut vm = steered(host, &run, "");
+        // Time for which a vCPU of a cookie of its own kept another CPU of its core idle.
+        let kept = "grep -h core_forceidle_sum /proc/$(cat /tmp/vmm)/task/*/sched";
+        let kept = vm.host().sh(kept).unwrap();
+        println!("{kept}{}", vm.host().sh("vmm-ecs status").unwrap());
+        let idle_ms = |line: &str| line.rsplit(' ').next()?.parse::<f64>().ok();
+        let sum: f64 = kept.lines().filter_map(idle_ms).sum();
+        assert!(sum > 0.0, "no cookie: {kept}");
+        vm.end();
+    });
+}

@@ -180,8 +180,10 @@ pub fn steered<'a>(host: &'a mut HostVm, vmm: &str, parameters: &str) -> Nested<
     let mut vm = Nested::new(host, parameters);
     vm.boots();
     // Its kernel works on both vCPUs, and others want the CPUs.
-    vm.host.sh("for cpu in 1 2; do taskset $cpu sh -c 'while :; do :; done' & echo $! >>/tmp/hogs; done")
-            .unwrap();
+    let hogs = "cpu=1; while [ $cpu -lt $((1 << $(grep -c ^processor /proc/cpuinfo))) ]; do \
+                taskset $cpu sh -c 'while :; do :; done' & echo $! >>/tmp/hogs; \
+                cpu=$((cpu * 2)); done";
+    vm.host.sh(hogs).unwrap();
     vm.sh(
         "for n in 1 2; do (while :; do cat /proc/meminfo /proc/slabinfo >/dev/null; done) & done",
     );
