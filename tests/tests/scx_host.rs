@@ -311,7 +311,8 @@ fn it_stays_while_cpus_come_and_go() {
 fn it_comes_and_goes_under_load() {
     const TIMES: u32 = 100;
     slow!("it_comes_and_goes_under_load");
-    let (parts, host) = scx_host!("it_comes_and_goes_under_load", "7.3");
+    // In turns, a hundred times would take the better part of an hour.
+    let (parts, host) = scx_host!("it_comes_and_goes_under_load", "7.3", false);
     let kernel = parts.kernel("7.3").unwrap();
     HostVm::run(&parts, &kernel, &host, |host| {
         // Both VMs compete for one CPU: on the other one the kernel verifies the programs.

@@ -11,7 +11,7 @@ use super::{Kernel, Shell};
 /// anything of ours. Such a machine proves nothing; the case is tried again on another one. No other
 /// failure is. A guest of KVM inside dies of it, too ("left the guest with Shutdown at 0xfff0"), one for every few
 /// hundred switches of a static key, with nothing of ours on the host but the guest. Where a case switches
-/// schedulers, CPUs therefore take turns ([`super::Host::count_instructions`]): 3 000 switches then did no harm.
+/// schedulers a few times, CPUs therefore take turns ([`super::Host::count_instructions`]): 3 000 switches then did no harm.
 ///
 /// # Panics
 /// If the case panics.

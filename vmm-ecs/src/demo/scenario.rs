@@ -32,7 +32,7 @@ pub(crate) struct Scenario {
     /// VMs, by index, that pin their counts for ever.
     pub(crate) pinning: Vec<usize>,
     /// No two VMs are on CPUs of one core at once.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(crate) core_scheduling: bool,
 }
 
