@@ -11,7 +11,7 @@ use ecs_tests::linux::cases::KERNELS;
 use ecs_tests::linux::nested::{
     COMMAND_LINE, INITRAMFS, KERNEL, KILL, Nested, SERVE, SOCKET, host, set_up, start, steered,
 };
-use ecs_tests::linux::{HostVm, Initramfs};
+use ecs_tests::linux::{HostVm, Initramfs, Kernel, Parts};
 use ecs_tests::{parts, release_program, scx_program, skip, slow};
 
 /// The command that runs the VM.
@@ -76,11 +76,15 @@ fn cloud_hypervisor_keeps_its_guest_registered() {
     }
 }
 
-/// The whole path: the guest's driver publishes, the scheduler in the host's kernel reads and decides.
-#[test]
-fn cloud_hypervisor_runs_on_the_scheduler_in_the_kernel() {
-    let name = "cloud_hypervisor_runs_on_the_scheduler_in_the_kernel";
-    slow!(name);
+/// The whole path: the guest's driver publishes, the scheduler in the host's kernel reads and decides. The
+/// VMM is told `words`, too; `checked` is what our program says of the host.
+fn runs_on_the_scheduler(
+    name: &str,
+    host_kernel: impl FnOnce(&Parts) -> Result<Kernel, String>,
+    (cpus, threads): (usize, usize),
+    words: &str,
+    checked: &str,
+) {
     let parts = parts!(name);
     let Some(vmm) = cloud_hypervisor() else {
         skip!(
@@ -92,52 +96,40 @@ fn cloud_hypervisor_runs_on_the_scheduler_in_the_kernel() {
         Ok(program) => program,
         Err(reason) => skip!(name, "{reason}"),
     };
+    let host_kernel = match host_kernel(&parts) {
+        Ok(kernel) => kernel,
+        Err(reason) => skip!(name, "{reason}"),
+    };
     let files = Initramfs::new(&parts).unwrap();
-    let kernel = parts.kernel("7.3").unwrap();
-    let run = command(&vmm);
-    let host = host(&kernel, &files, vec![ours, vmm]);
-    HostVm::run(&parts, &kernel, &host, |host| {
+    let run = format!("{} {words}", command(&vmm));
+    let mut host = host(&parts.kernel("7.3").unwrap(), &files, vec![ours, vmm]);
+    (host.cpus, host.threads) = (cpus, threads);
+    HostVm::run(&parts, &host_kernel, &host, |host| {
         let mut vm = steered(host, &run, "");
         // Killed under load: the VM runs on, and is steered again by the next daemon.
         vm.host().sh(&format!("{KILL}; {SERVE}")).unwrap();
         vm.all_alive();
+        let check = vm.host().sh("vmm-ecs check").unwrap();
+        assert!(check.contains(checked), "{check}");
         println!("{}", vm.host().sh("vmm-ecs status").unwrap());
         vm.end();
     });
 }
 
-/// Cloud Hypervisor keeps cores to its VMs by itself, where the kernel lets it.
+#[test]
+fn cloud_hypervisor_runs_on_the_scheduler_in_the_kernel() {
+    let name = "cloud_hypervisor_runs_on_the_scheduler_in_the_kernel";
+    slow!(name);
+    let kernel = |parts: &Parts| Ok(parts.kernel("7.3").unwrap());
+    runs_on_the_scheduler(name, kernel, (2, 1), "", "no CPUs share cores");
+}
+
+/// It keeps cores to its VMs by itself, where the kernel lets it. That kernel has no seccomp.
 #[test]
 fn cloud_hypervisor_has_its_cores_to_itself_on_the_scheduler_in_the_kernel() {
     let name = "cloud_hypervisor_has_its_cores_to_itself_on_the_scheduler_in_the_kernel";
     slow!(name);
-    let parts = parts!(name);
-    let Some(vmm) = cloud_hypervisor() else {
-        skip!(
-            name,
-            "no cloud-hypervisor in the path: set ECS_CLOUD_HYPERVISOR"
-        );
-    };
-    let ours = match scx_program().unwrap() {
-        Ok(program) => program,
-        Err(reason) => skip!(name, "{reason}"),
-    };
-    let host_kernel = match parts.cores_kernel() {
-        Ok(kernel) => kernel,
-        Err(reason) => skip!(name, "{reason}"),
-    };
-    let files = Initramfs::new(&parts).unwrap();
-    // That kernel has no seccomp.
-    let run = format!("{} --seccomp false", command(&vmm));
-    let mut host = host(&parts.kernel("7.3").unwrap(), &files, vec![ours, vmm]);
-    (host.cpus, host.threads) = (4, 2);
-    HostVm::run(&parts, &host_kernel, &host, |host| {
-        let mut vm = steered(host, &run, "");
-        vm.host().sh(&format!("{KILL}; {SERVE}")).unwrap();
-        vm.all_alive();
-        let check = vm.host().sh("vmm-ecs check").unwrap();
-        assert!(check.contains("no core runs two VMs at once"), "{check}");
-        println!("{}", vm.host().sh("vmm-ecs status").unwrap());
-        vm.end();
-    });
+    let kernel = |parts: &Parts| parts.cores_kernel();
+    let checked = "no core runs two VMs at once";
+    runs_on_the_scheduler(name, kernel, (4, 2), "--seccomp false", checked);
 }

@@ -5,7 +5,6 @@ use std::path::Path;
 
 use libbpf_rs::btf::Btf;
 use libbpf_rs::btf::types::{Func, FuncProto};
-use rustix::io::Errno;
 use rustix::process::getpid;
 use rustix::thread::{CoreSchedulingScope, core_scheduling_cookie};
 
@@ -115,14 +114,14 @@ fn cgroups() -> Result<String, String> {
 }
 
 fn core_scheduling() -> Result<String, String> {
-    Ok(
-        match core_scheduling_cookie(getpid(), CoreSchedulingScope::Thread) {
-            Ok(_) => {
-                "CPUs share cores, and what VMMs ask for is kept: no core runs two VMs at once"
-            }
-            Err(Errno::NODEV) => "no CPUs share cores",
-            Err(_) => "none (CONFIG_SCHED_CORE): VMs are on the CPUs of one core at once",
+    let smt = fs::read_to_string("/sys/devices/system/cpu/smt/active").unwrap_or_default();
+    let cookie = core_scheduling_cookie(getpid(), CoreSchedulingScope::Thread);
+    Ok(match (smt.trim(), cookie) {
+        ("1", Ok(_)) => {
+            "CPUs share cores, and what VMMs ask for is kept: no core runs two VMs at once"
         }
-        .to_owned(),
-    )
+        ("1", Err(_)) => "none (CONFIG_SCHED_CORE): VMs are on the CPUs of one core at once",
+        _ => "no CPUs share cores",
+    }
+    .to_owned())
 }
