@@ -22,6 +22,7 @@
 #define HOST_SLICE_NS	1000000ULL
 /* What a cgroup can run on a CPU before others have their turn, ns: slices end at ticks. */
 #define HOST_LEASH_NS	20000000ULL
+
 static __u32 weight_of(const struct task_struct *p)
 {
 	return weight_in(cgroup_of(p), p->scx.weight);
@@ -43,7 +44,8 @@ static __u64 leash_ns(__u32 weight)
  */
 static __u64 place_of(const struct task_struct *p, __u64 place_ns, bool woke)
 {
-	__u64 slice_ns = setup.params.slice_ns, clock_ns = clock_of(scx_bpf_task_cpu(p)), floor_ns = ecs_sub(clock_ns, slice_ns);
+	__u64 slice_ns = setup.params.slice_ns, clock_ns = clock_of(scx_bpf_task_cpu(p));
+	__u64 floor_ns = ecs_sub(clock_ns, slice_ns);
 	const struct ecs_group *books = books_of(cgroup_of(p));
 
 	if (books) {

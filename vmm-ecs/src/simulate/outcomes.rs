@@ -53,21 +53,14 @@ impl Outcomes {
         let mut split = vec![Vec::new(); self.len()];
         for &ops in real {
             let distance = |group: &[f64]| {
-                let (first, last) = (group.first().copied(), group.last().copied());
-                let below = first.map_or(0.0, |first| (first / ops).ln());
-                let above = last.map_or(0.0, |last| (ops / last).ln());
+                let below = group.first().map_or(0.0, |first| (first / ops).ln());
+                let above = group.last().map_or(0.0, |last| (ops / last).ln());
                 below.max(above).max(0.0)
             };
-            let nearest = (0..self.len()).min_by(|&a, &b| {
-                let of = |index: usize| {
-                    self.simulated
-                        .get(index)
-                        .map_or(f64::MAX, |group| distance(group))
-                };
-                of(a).total_cmp(&of(b))
-            });
-            if let Some(of) = nearest.and_then(|index| split.get_mut(index)) {
-                of.push(ops);
+            let groups = self.simulated.iter().zip(&mut split);
+            let nearest = groups.min_by(|(a, _), (b, _)| distance(a).total_cmp(&distance(b)));
+            if let Some((_, runs)) = nearest {
+                runs.push(ops);
             }
         }
         split

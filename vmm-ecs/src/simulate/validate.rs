@@ -101,13 +101,13 @@ pub(super) fn run(files: &[String], seed: Option<u64>) -> anyhow::Result<ExitCod
                 let stock_found = stock_beside(&point, stock_had, seed)?;
                 let found = ecs_found * ecs_had / stock_found;
                 print("ratio, with neighbours", real, None, found);
-                within_beside += u32::from((found / real - 1.0).abs() * 100.0 <= ALLOWED_PERCENT);
+                within_beside += u32::from(is_within(found, real));
             }
             if let (Some(found), Some(real)) =
                 (simulated.throughput_ratio, measured.throughput_ratio)
             {
                 total += 1;
-                within += u32::from((found / real - 1.0).abs() * 100.0 <= ALLOWED_PERCENT);
+                within += u32::from(is_within(found, real));
                 print("throughput ratio", real, None, found);
             }
             for outcome in by_outcome(&measured, &simulated) {
@@ -130,8 +130,7 @@ pub(super) fn run(files: &[String], seed: Option<u64>) -> anyhow::Result<ExitCod
                 );
                 if counts {
                     outcomes_total += 1;
-                    outcomes_within +=
-                        u32::from((found / real - 1.0).abs() * 100.0 <= ALLOWED_PERCENT);
+                    outcomes_within += u32::from(is_within(found, real));
                 }
             }
         }
@@ -148,6 +147,11 @@ pub(super) fn run(files: &[String], seed: Option<u64>) -> anyhow::Result<ExitCod
     } else {
         ExitCode::FAILURE
     })
+}
+
+/// Whether a simulated ratio is as near to the measured one as it has to be.
+fn is_within(found: f64, real: f64) -> bool {
+    (found / real - 1.0).abs() * 100.0 <= ALLOWED_PERCENT
 }
 
 /// One outcome of the stock scheduler, and what eCS makes of it.
